@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -16,6 +18,7 @@ from pedos_dom0.drivers.xen import pci as xen_pci
 from pedos_dom0.drivers.xen import pci_sysfs
 from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_dom0.drivers.xen.pci import XenPci
+from pedos_dom0.drivers.xen.pci_sysfs import Function
 from pedos_dom0.tables.leases import Lease
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_host import exclusive
@@ -415,6 +418,40 @@ async def test_what_a_killed_xl_may_have_given_does_not_go_back_to_dom0(
         assert carrier(driver).is_attached(second)
 
 
+async def test_neither_does_what_was_being_given_when_the_service_was_told_to_end(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(host) as driver:
+        _, second = await live(host, driver, **{"give-back": "yes"})
+        with trio.CancelScope() as service:
+            run = driver._xl.run
+
+            async def ends(*words: str, **more: Any) -> str:
+                if words[0] == "pci-attach":
+                    service.cancel()
+                return await run(*words, **more)
+
+            monkeypatch.setattr(driver._xl, "run", ends)
+            await carrier(driver).attach(second)
+        assert service.cancelled_caught
+        await carrier(driver).detach(second, force=False)
+        assert driver_of(tree, ONE) == "pciback"
+
+
+@pytest.mark.parametrize("had_domain", [True, False])
+async def test_what_a_killed_service_was_giving_is_told_to_be_with_pciback(
+    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture, had_domain: bool
+) -> None:
+    """Nobody knows any more whether dom0 had it before, and a domain may have it unseen."""
+    tree.bind(ADDRESSES[ALONE], "pciback")
+    given = lease(domid=7, options={"give-back": "yes"}) if had_domain else lease()
+    async with running(host) as driver:
+        carrier(driver).adopt([given])
+        await carrier(driver).detach(given, force=True)
+    assert driver_of(tree) == "pciback"
+    assert "to give it back to dom0: xl pci-assignable-remove -r 0000:02:00.0" in caplog.text
+
+
 @pytest.mark.parametrize("does", [True, False])
 async def test_a_detach_whose_xl_was_killed_is_one_if_the_device_is_gone(
     host: Host, tree: PciTree, does: bool
@@ -641,3 +678,38 @@ async def test_what_would_be_refused_is_told_beforehand_and_nothing_changes(
         assert "eth0 is up" in (await unfit(ALONE) or "")
     assert told(host) == []
     assert (tree.folder(ADDRESSES[ALONE]) / "reset").read_text() == ""
+
+
+async def test_a_look_holds_a_devices_disks_only_in_its_turn(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or who is about to give the device would find them in use."""
+    async with running(host) as driver:
+        pci = carrier(driver)
+        unused, turns = pci._unused, []
+
+        def in_turn(function: Function, name: str) -> contextlib.AbstractAsyncContextManager[None]:
+            turns.append(pci._turn.locked())
+            return unused(function, name)
+
+        monkeypatch.setattr(pci, "_unused", in_turn)
+        assert await pci.why_unfit(lease().key, "work", {}) is None
+        await pci.prepare(lease())
+        assert turns == [True, True] and not pci._turn.locked()
+
+
+async def test_a_look_does_not_wait_for_one_that_hangs(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen_pci, "LOOK_SECONDS", 0.01)
+    async with running(host) as driver, trio.open_nursery() as nursery:
+
+        async def hang() -> None:
+            async with carrier(driver)._turn:
+                await trio.sleep_forever()
+
+        nursery.start_soon(hang)
+        await trio.testing.wait_all_tasks_blocked()
+        why = await carrier(driver).why_unfit(lease().key, "work", {})
+        assert why == "another PCI device is being given to a VM, and this one was not looked at"
+        nursery.cancel_scope.cancel()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 from pedos_dom0.drivers.base import DriverError
+from pedos_dom0.drivers.xen import xl as xl_module
 from pedos_dom0.drivers.xen.xl import (
     OUTPUT_MAX,
     WORDS_MAX,
@@ -19,6 +20,7 @@ from pedos_dom0.drivers.xen.xl import (
     parse_list,
     xl_words,
 )
+from pedos_host.children import Child
 
 from tests.patience import PATIENCE
 
@@ -77,6 +79,24 @@ async def test_it_does_not_outlive_who_cancels_it(tmp_path: Path) -> None:
         await run(xl, "create")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+async def test_one_that_no_signal_ends_is_not_waited_for_and_reaped_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that the kernel holds up: whoever waits for it would hold up all others."""
+    monkeypatch.setattr(xl_module, "TERM_SECONDS", 0.01)
+    monkeypatch.setattr(xl_module, "KILL_SECONDS", 0.01)
+    monkeypatch.setattr(Child, "send_signal", lambda _child, _number: None)
+    xl = make_xl(tmp_path, f"echo $$ > {tmp_path}/pid; exec 3< {tmp_path}/fifo")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(Unfinished, match="did not end within"):
+        await run(xl, "pci-attach", seconds=0.5)
+    with (tmp_path / "fifo").open("w"):  # once it has opened that, too
+        pid = int((tmp_path / "pid").read_text())
+    with trio.fail_after(PATIENCE):
+        while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110 - nothing tells of it
+            await trio.sleep(0.01)
 
 
 async def test_what_it_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from pedos_dom0.drivers.xen.pci_sysfs import PCIBACK
 from pedos_dom0.drivers.xen.xenstore import DOMAINS, silent, wait_for
 from pedos_dom0.drivers.xen.xl import Unfinished, can_pass_through
 from pedos_dom0.errors import only_at_start
+from pedos_dom0.tables.leases import PENDING
 from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class _Mine:
     had_driver: str | None = None
     # An xl that was killed while it gave it to a VM may have done so in the hypervisor alone.
     is_unclear: bool = False
+    # The service before this one was about to give it: had_driver went with that one.
+    is_inherited: bool = False
 
     @property
     def words(self) -> str:
@@ -128,7 +131,10 @@ class XenPci:
             except DriverError:  # it could not be looked at: that is done again when it matters
                 continue
             if address is not None:
-                self._mine[lease.attachment] = _Mine(lease, address)
+                mine = _Mine(lease, address)
+                mine.is_inherited = lease.state == PENDING
+                mine.is_unclear = mine.is_inherited and lease.vm_domid != NO_DOMAIN
+                self._mine[lease.attachment] = mine
 
     def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> None:
         """See Carrier. The kernel chooses it: see `given_name`."""
@@ -208,12 +214,19 @@ class XenPci:
 
     async def why_unfit(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> str | None:
         """See Carrier. Only a reset is not tried."""
+        with trio.move_on_after(LOOK_SECONDS) as waiting:
+            await self._turn.acquire()
+        if waiting.cancelled_caught:
+            return "another PCI device is being given to a VM, and this one was not looked at"
         try:
             function = await self._checked(key, vm, options)
+            # It holds the device's disks: who is about to give it would find them in use.
             async with self._unused(function, str(key)):
                 return None
         except DriverError as error:
             return str(error)
+        finally:
+            self._turn.release()
 
     async def _make_ready(self, lease: Lease) -> None:
         """pciback has it, and a VM may get it; DriverError, and then it is where it was."""
@@ -352,8 +365,10 @@ class XenPci:
         had_driver = mine.had_driver
         self.runs(lease.vm_domid)
         words = ("pci-attach", str(lease.vm_domid), mine.words)
+        mine.is_unclear = True  # and stays so if this is cancelled
         try:
             await self._xl.run(*words, seconds=ATTACH_SECONDS, what=what)
+            mine.is_unclear = False
             if not self.is_attached(lease):
                 raise DriverError(f"{what}: xl says nothing, and {lease.vm} does not have it")
         except DriverError as error:
@@ -435,7 +450,8 @@ class XenPci:
             if is_dom0s and not (mine is not None and mine.is_unclear):
                 await self._put_back(address, str(lease.key), if_none_has=True)
             else:
-                await self._tell_if_driverless(address, str(lease.key))
+                may_be_dom0s = mine is not None and (mine.is_unclear or mine.is_inherited)
+                await self._tell_where(address, str(lease.key), may_be_dom0s=may_be_dom0s)
 
     async def _put_back(self, address: str, name: str, *, if_none_has: bool) -> None:
         """Gives it to its driver in dom0, unless a VM has it, or is about to. The end of an
@@ -466,17 +482,23 @@ class XenPci:
         except DriverError as error:
             logger.warning("%s", error)
 
-    async def _tell_if_driverless(self, address: str, name: str) -> None:
-        """An xl that ended with the last service may have been between dom0's driver and pciback.
-        What an administrator has left to no driver looks the same: so it is only told."""
+    async def _tell_where(self, address: str, name: str, *, may_be_dom0s: bool) -> None:
+        """An xl that ended with the last service may have been between dom0's driver and pciback,
+        and pciback may have what dom0 had before an attach that was interrupted. What an
+        administrator has left so looks the same: so it is only told."""
         try:
             is_there = await self._look(name, partial(pci_sysfs.look_at, self._sys, address))
         except DriverError as error:
             logger.warning("%s", error)
             return
-        if is_there is not None and is_there.driver is None:
+        if is_there is None:
+            return
+        if is_there.driver is None:
             text = "%s has no driver, neither one of dom0 nor pciback; to give it one of dom0: %s"
             logger.warning(text, name, f"echo {address} > /sys/bus/pci/drivers_probe")
+        elif is_there.driver == PCIBACK and may_be_dom0s:
+            text = "%s was being given to a VM, and stays with pciback; to give it back to dom0: %s"
+            logger.warning(text, name, f"xl pci-assignable-remove -r {address}")
 
     # Looking
 

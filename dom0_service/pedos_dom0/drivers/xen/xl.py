@@ -35,6 +35,8 @@ WORDS_MAX = 300
 LAST_WORDS = 0.5
 # Between SIGTERM, at which xl takes back what it was making, and SIGKILL.
 TERM_SECONDS = 5.0
+# After SIGKILL, which takes effect at once unless the kernel or the hypervisor holds xl up.
+KILL_SECONDS = 5.0
 
 # "libxl: error: libxl_device.c:1111:device_backend_callback: Domain 5:unable to ..."
 _PLACE = re.compile(r"^(?:lib)?xl: (?:error|critical): (?:[\w./-]+:\d+:[\w.]+: )?")
@@ -151,7 +153,8 @@ async def _gather(stream: trio.lowlevel.FdStream, into: bytearray, silent: trio.
 
 
 async def _finish(child: Child) -> None:
-    """Ends it if it has not ended, so that it never keeps running unnoticed."""
+    """Ends it if it has not ended, so that it never keeps running unnoticed. One that the kernel
+    holds up is not waited for, or a device that hangs would hold up all others."""
     if child.returncode is not None:
         return
     with trio.CancelScope(shield=True):
@@ -159,7 +162,13 @@ async def _finish(child: Child) -> None:
         with trio.move_on_after(TERM_SECONDS):
             await child.wait()
         child.kill()
-        await child.wait()
+        with trio.move_on_after(KILL_SECONDS):
+            await child.wait()
+    if child.returncode is None:
+        logger.warning(
+            "%s %d has not ended %g s after SIGKILL", child.name, child.pid, KILL_SECONDS
+        )
+        trio.lowlevel.spawn_system_task(child.wait, name=f"reap {child.pid}")
 
 
 def quoted(words: str) -> str:
