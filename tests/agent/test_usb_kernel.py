@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pedos_agent.device_classes.usb.identity import identity_of
 from pedos_agent.device_classes.usb.vhci import FREE, UnreadableError, Vhci, ports_in
 from pedos_agent.system.roots import Roots
 from pedos_protocol.errors import CallError
+
+from tests.patience import PATIENCE
 
 from .usb_kernel import FakeKernel, Stick
 
@@ -415,7 +418,7 @@ def test_a_port_that_another_program_took_meanwhile_is_passed_over(
 
 
 def test_ports_of_two_sources_with_one_number_are_told_apart(kernel: FakeKernel) -> None:
-    claims: vhci.Claims = {}
+    claims = vhci.Claims()
     first, second = Vhci(kernel.sys, claims), Vhci(kernel.sys, claims)
     ours, theirs = socket.socketpair()
     others, another = socket.socketpair()
@@ -433,6 +436,57 @@ def test_ports_of_two_sources_with_one_number_are_told_apart(kernel: FakeKernel)
         assert found is not None
         assert (found.state, found.devid) == (vhci.USED, 0x10002)
         second.detach(port)
+    assert kernel.left() == []
+
+
+def test_two_that_look_for_a_port_at_once_get_one_each(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has found a port, and goes on when the second waits or has found the same one."""
+    second_came, first_is_done = threading.Event(), threading.Event()
+    found: dict[str, int] = {}
+
+    class Watched:
+        """A lock that tells of the one that waits for it."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            if not self._lock.acquire(blocking=False):
+                second_came.set()
+                self._lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self._lock.release()
+
+    def write(path: str, text: str) -> None:
+        if second.ident is None:
+            second.start()
+            assert second_came.wait(PATIENCE)
+        elif not second_came.is_set():
+            second_came.set()
+            assert first_is_done.wait(PATIENCE)
+        kernel.write(path, text)
+
+    monkeypatch.setattr(vhci, "Lock", Watched)
+    monkeypatch.setattr(vhci, "write_attribute", write)
+    claims = vhci.Claims()
+    both = {name: Vhci(kernel.sys, claims) for name in ("first", "second")}
+    ours, theirs = socket.socketpair()
+
+    def attach(name: str) -> None:
+        found[name] = both[name].attach(theirs.fileno(), 0x10002, 3)
+
+    second = threading.Thread(target=attach, args=("second",), daemon=True)
+    with ours, theirs:
+        attach("first")
+        first_is_done.set()
+        second.join(PATIENCE)
+        assert found == {"first": 0, "second": 1}
+        for name, ports in both.items():
+            assert ports.port(found[name]) is not None  # still its own
+            ports.detach(found[name])
     assert kernel.left() == []
 
 

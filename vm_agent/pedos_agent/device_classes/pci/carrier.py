@@ -125,7 +125,7 @@ class BorrowedPci:
         if self.name is None:
             return None
         try:
-            return await kernel.step("look for uses", self._why_used)
+            return await kernel.step(f"look for uses of {self.name}", self._why_used)
         except CallError as error:
             return error.message
 

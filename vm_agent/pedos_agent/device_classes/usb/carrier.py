@@ -25,8 +25,8 @@ class UsbDevices:
     """usbip-host lends, vhci-hcd borrows."""
 
     host: Host
-    # What this agent has on the ports of vhci-hcd, by port.
-    claims: Claims = attrs.field(factory=dict)
+    # What this agent has on the ports of vhci-hcd.
+    claims: Claims = attrs.field(factory=Claims)
 
     async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         """See Carrier."""

@@ -55,6 +55,11 @@ class BorrowedUsb:
     held: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
     name: None = None
 
+    @property
+    def what(self) -> str:
+        """The device, in the name of each step: one that hangs holds up its own steps alone."""
+        return f"{self.params.backend}:{self.params.device}"
+
     async def run(self, lifetime: Lifetime) -> None:
         """See Borrowing."""
         self.began = trio.current_time()
@@ -74,7 +79,7 @@ class BorrowedUsb:
                     devid, speed = self.handover.devid, self.handover.speed
                     attach = partial(self.vhci.attach, devid=devid, speed=speed)
                     work = partial(kernel.with_socket, theirs, attach)
-                    self.port = await kernel.step("find a port", work)
+                    self.port = await kernel.step(f"find a port for {self.what}", work)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._pump, lifetime, channel, ours)
                     await self._configured()
@@ -93,7 +98,7 @@ class BorrowedUsb:
 
     async def _configured(self) -> None:
         """Wait until this VM has configured the device. CallError if it cannot."""
-        what = "configure the device"
+        what = f"look at the port of {self.what}"
 
         def is_over() -> bool:
             return self._is_free() or self._is_configured()
@@ -124,7 +129,7 @@ class BorrowedUsb:
 
     async def _note(self) -> str | None:
         """What a user should know: the parts that have no driver here."""
-        what = "look for drivers"
+        what = f"look for drivers for {self.what}"
         try:
             name = await kernel.step(what, self.local_name)
             if name is None:
@@ -143,9 +148,11 @@ class BorrowedUsb:
         """Free the port, if it is ours. CallError."""
         if self.port is None:
             return
-        if not await kernel.step("free the port", self._is_free):
-            await kernel.step("free the port", partial(self.vhci.detach, self.port))
-            if not await kernel.until("free the port", self._is_free, DETACH_SECONDS):
+        look = f"look at the port of {self.what}"
+        if not await kernel.step(look, self._is_free):
+            free = partial(self.vhci.detach, self.port)
+            await kernel.step(f"free the port of {self.what}", free)
+            if not await kernel.until(look, self._is_free, DETACH_SECONDS):
                 raise CallError("failed", f"vhci-hcd does not free port {self.port}")
         self.port = None
 
@@ -154,7 +161,7 @@ class BorrowedUsb:
         if lifetime.reason is not None:
             return None
         try:
-            await kernel.step("look for uses", self._look)
+            await kernel.step(f"look for uses of {self.what}", self._look)
         except CallError as error:
             return error.message
         return None
@@ -165,14 +172,14 @@ class BorrowedUsb:
             with held_below(name, self.host.roots):
                 pass
 
-    def _hold(self) -> None:
-        """Hold its disks until the device is gone, with all on them that this VM has written.
-        CallError(busy), OSError; then none is held."""
+    def _hold(self) -> contextlib.ExitStack:
+        """Hold its disks until what is returned is closed, with all on them that this VM has
+        written. CallError(busy), OSError; then none is held."""
         with contextlib.ExitStack() as held:
             if (name := self.local_name()) is not None:
                 for file in held.enter_context(held_below(name, self.host.roots)):
                     os.fsync(file)
-            self.held = held.pop_all()
+            return held.pop_all()
 
     async def give_back(
         self,
@@ -186,12 +193,14 @@ class BorrowedUsb:
         if lifetime.reason is not None:
             return
         try:
-            await kernel.step("write what is on the way to its disks", self._hold)
+            what = f"write what is on the way to the disks of {self.what}"
+            self.held = await kernel.step(what, self._hold, late=contextlib.ExitStack.close)
         except CallError as error:
             if may_refuse:
                 raise
             log.warning("a USB device is taken away in use: %s", error.message)
             with contextlib.suppress(CallError):
+                # Of all devices: who asks for it while it hangs would wait for the same disk.
                 await kernel.step("write what is on the way to all disks", os.sync)
         kept = False
         try:

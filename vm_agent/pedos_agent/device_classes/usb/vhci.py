@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Final, TypeAlias
+from threading import Lock
+from typing import Final
 
 from pedos_protocol.errors import CallError
 from pedos_protocol.frozen import frozen
@@ -46,9 +46,15 @@ class UnreadableError(OSError):
     """A table that this version cannot read."""
 
 
-#: Port -> whose it is. A port cannot be told from its contents alone: devices of two sources may
-#: have one number.
-Claims: TypeAlias = MutableMapping[int, "Vhci"]
+class Claims:
+    """Whose each port is. That cannot be told from its contents alone: devices of two sources may
+    have one number."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, Vhci] = {}
+        #: Held from the look for a free port until it is taken: two that found the same one would
+        #: claim it from each other. Who waits for it does so in a step, and as long as that.
+        self.lock: Final = Lock()
 
 
 class Vhci:
@@ -57,7 +63,7 @@ class Vhci:
 
     def __init__(self, sys_root: Path, claims: Claims | None = None) -> None:
         self._folder = f"{sys_root}/devices/platform/vhci_hcd.0"
-        self._claims: Claims = {} if claims is None else claims
+        self._claims = Claims() if claims is None else claims
 
     def is_loaded(self) -> bool:
         """Whether the kernel has it, and its tables can be read. OSError if that cannot be told."""
@@ -83,20 +89,21 @@ class Vhci:
         port. CallError, OSError."""
         tried: set[int] = set()
         while True:
-            port = self._free(speed, tried)
-            tried.add(port)
-            # Before the kernel shows the device there. The port was free, so whoever had it before
-            # has lost it, also if this fails.
-            self._claims[port] = self
-            try:
-                write_attribute(f"{self._folder}/attach", f"{port} {socket} {devid} {speed}")
-            except OSError as error:
-                if error.errno == errno.EBUSY:  # another program was faster
-                    continue
-                if error.errno == errno.EINVAL:
-                    why = "vhci-hcd refuses the device: its speed, or the connection"
-                    raise CallError("failed", why) from error
-                raise
+            with self._claims.lock:
+                port = self._free(speed, tried)
+                tried.add(port)
+                # Before the kernel shows the device there. The port was free, so whoever had it
+                # before has lost it, also if this fails.
+                self._claims.of[port] = self
+                try:
+                    write_attribute(f"{self._folder}/attach", f"{port} {socket} {devid} {speed}")
+                except OSError as error:
+                    if error.errno == errno.EBUSY:  # another program was faster
+                        continue
+                    if error.errno == errno.EINVAL:
+                        why = "vhci-hcd refuses the device: its speed, or the connection"
+                        raise CallError("failed", why) from error
+                    raise
             return port  # of the right half: there the kernel takes the number as it is
 
     def detach(self, port: int) -> None:
@@ -112,7 +119,7 @@ class Vhci:
 
     def _is_claimed(self, number: int) -> bool:
         """Whether the port is another's. The only program that claims is this one."""
-        return self._claims.get(number, self) is not self
+        return self._claims.of.get(number, self) is not self
 
     def _free(self, speed: int, tried: set[int]) -> int:
         is_super = speed >= SUPER  # the other half of the ports is for lower speeds
