@@ -48,8 +48,8 @@ def in_time(
     NoThreadError.
 
     `what` names the question and its subject, `path` the file system; or `ask` names it itself, by
-    `going_to`. `late` gets a result that arrives after the time-out, to free what it holds. This
-    blocks, so the event loop must not call it.
+    `going_to`. `late` gets a result that arrives after the time-out, to free what it holds; until
+    that is done the question counts as hanging. This blocks, so the event loop must not call it.
     """
     with _lock:
         is_hanging = any(each.what == what for each in _hanging)
@@ -105,13 +105,16 @@ class Asked:
             self.error = error
         with _lock:
             self._done.set()
-            is_late = self._is_left
-            if is_late:
-                _hanging.discard(self)
-        if is_late:
+            if not self._is_left:
+                return
+        try:
             if self.error is None:
                 self._late(self.result)
+        finally:
             self.error = None
+            # Not before: whoever asks again would be undone by what is late.
+            with _lock:
+                _hanging.discard(self)
 
     def go_to(self, path: str) -> None:
         """See `going_to`."""

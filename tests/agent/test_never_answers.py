@@ -225,22 +225,23 @@ def test_many_loop_devices_of_one_server_that_hangs_cost_one_wait(
     assert len(hanging) == 1
 
 
+def all_are_over() -> None:
+    """Wait until no question is under way, nor what is done with a late answer."""
+    for thread in threading.enumerate():
+        if thread.name == in_time.THREAD_NAME:
+            thread.join(PATIENCE)
+
+
 @pytest.mark.usefixtures("far")
 def test_a_file_system_that_answers_again_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer, given_back = threading.Event(), threading.Event()
+    answer = threading.Event()
     with pytest.raises(TimeoutError):
-        in_time.in_time(
-            "one",
-            answer.wait,
-            path="/far/one",
-            seconds=0,
-            late=lambda _: given_back.set(),
-        )
+        in_time.in_time("one", answer.wait, path="/far/one", seconds=0)
     with pytest.raises(TimeoutError):
         in_time.in_time("two", lambda: 2, path="/srv/far too/two", seconds=PATIENCE)
     assert in_time.in_time("three", lambda: 3, path="/home/user/near", seconds=PATIENCE) == 3
     answer.set()
-    assert given_back.wait(PATIENCE)
+    all_are_over()
     assert in_time.in_time("two", lambda: 2, path="/far/two", seconds=PATIENCE) == 2
 
 
@@ -314,11 +315,12 @@ async def test_a_link_that_did_not_answer_is_watched_when_it_does(
             disk.write_bytes(b"x")
 
 
-def test_what_comes_late_is_given_back_and_then_it_is_asked_again(
+def test_what_comes_late_is_given_back_before_it_is_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(in_time, "ANSWER_SECONDS", 0.01)
-    begun, answer, given_back = threading.Event(), threading.Event(), threading.Event()
+    begun, answer = threading.Event(), threading.Event()
+    undoing, undone = threading.Event(), threading.Event()
     asked: list[int] = []
 
     def ask() -> str:
@@ -329,15 +331,22 @@ def test_what_comes_late_is_given_back_and_then_it_is_asked_again(
 
     def late(result: str) -> None:
         assert result == "held"
-        given_back.set()
+        undoing.set()
+        undone.wait()
 
     for _ in range(2):
         with pytest.raises(TimeoutError, match="it does not answer"):
             in_time.in_time("a path", ask, late=late)
     assert begun.wait(PATIENCE)
-    assert len(asked) == 1
     answer.set()
-    assert given_back.wait(PATIENCE)
+    assert undoing.wait(PATIENCE)
+    try:
+        with pytest.raises(TimeoutError, match="it does not answer"):
+            in_time.in_time("a path", ask, late=late)
+    finally:
+        undone.set()
+    assert len(asked) == 1
+    all_are_over()
     assert in_time.in_time("a path", ask, seconds=PATIENCE) == "held"
     with pytest.raises(ZeroDivisionError):
         in_time.in_time("a path", lambda: 1 / 0, seconds=PATIENCE)
@@ -358,9 +367,7 @@ def test_what_was_open_when_an_answer_was_an_error_is_not_kept() -> None:
     try:
         with pytest.raises(OSError, match="Stale"):
             in_time.in_time("a path", ask, seconds=PATIENCE)
-        for thread in threading.enumerate():
-            if thread.name == in_time.THREAD_NAME:
-                thread.join()
+        all_are_over()
         assert kept[0]() is None
     finally:
         gc.enable()
