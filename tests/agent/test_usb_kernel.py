@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 from pedos_agent.device_classes.on_machine import scan
 from pedos_agent.device_classes.usb import disks_below, host_driver, usb_device, vhci
@@ -178,7 +179,76 @@ def test_a_table_as_linux_writes_it() -> None:
     assert ports_in("") == []
 
 
+def test_a_device_is_the_same_for_a_restarted_agent_and_another_one_when_plugged_again(
+    kernel: FakeKernel,
+) -> None:
+    """Or what a person has detached would be attached again by itself."""
+
+    def instance() -> str | None:
+        (found,) = scan(kernel.sys, kernel.root)
+        return found.lasting_instance()
+
+    boot = kernel.root / "sys/kernel/random"
+    boot.mkdir(parents=True, exist_ok=True)
+    (boot / "boot_id").write_text("3c5a\n")
+    kernel.plug(Stick("1-1"))
+    first = instance()
+    assert first is not None and instance() == first
+    kernel.pull("1-1")
+    kernel.plug(Stick("1-1"))
+    assert instance() not in (None, first)
+
+
 # usbip-host
+
+
+@pytest.mark.parametrize("place", ["fixed", "removable", "unknown", None])
+def test_where_built_in_devices_alone_are_authorised_others_are_not(
+    kernel: FakeKernel, driver: HostDriver, place: str | None
+) -> None:
+    kernel.plug(Stick("1-1"))
+    (kernel.sys / "bus/usb/devices/usb1").mkdir()
+    (kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("2\n")
+    if place is not None:
+        (kernel.sys / "bus/usb/devices/1-1/removable").write_text(f"{place}\n")
+    device = driver.device("1-1")
+    assert device is not None
+    assert driver.is_authorized_by_default(device) == (place == "fixed")
+
+
+def test_one_that_a_vm_may_have_had_goes_to_no_driver_if_it_cannot_be_taken(
+    kernel: FakeKernel, driver: HostDriver
+) -> None:
+    stick = kernel.plug(Stick("1-1"))
+    driver.take("1-1", any_device)
+    looks = iter((True, False))
+    with pytest.raises(CallError):
+        driver.take("1-1", lambda _: next(looks), give_back=False)
+    assert stick.driver is None
+    kernel.pull("1-1")
+    stick = kernel.plug(Stick("1-1"))
+    looks = iter((True, False))
+    with pytest.raises(CallError):
+        driver.take("1-1", lambda _: next(looks), give_back=False)
+    assert stick.driver == "usb"  # no VM has had this one
+
+
+def test_why_one_cannot_be_taken_is_told_also_if_it_cannot_be_given_back(
+    kernel: FakeKernel, driver: HostDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel.plug(Stick("1-1"))
+
+    def until_it_is_taken(device: usb_device.UsbDevice) -> bool:
+        if device.driver != "usbip-host":
+            return True
+        kernel.refuse["unbind"] = errno.EIO
+        return False
+
+    with pytest.raises(CallError, match="1-1 was unplugged or replaced just now"):
+        driver.take("1-1", until_it_is_taken)
+    assert "1-1 may still be with usbip-host: Input/output error" in caplog.text
+    kernel.refuse.clear()
+    driver.release("1-1")
 
 
 def test_a_device_is_taken_and_given_back(kernel: FakeKernel, driver: HostDriver) -> None:
@@ -335,8 +405,10 @@ def test_a_deauthorised_device_is_authorised_only_while_usbip_host_has_it(
     stick = kernel.plug(Stick("1-1", authorized=False))
     (kernel.sys / "bus/usb/devices/usb1").mkdir()
     (kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("0\n")
-    assert not driver.is_authorized_by_default(1)
-    assert driver.is_authorized_by_default(2)
+    device = driver.device("1-1")
+    assert device is not None
+    assert not driver.is_authorized_by_default(device)
+    assert driver.is_authorized_by_default(attrs.evolve(device, bus=2))
     taken = driver.take("1-1", any_device)
     assert not taken.was_authorized
     assert [path.split("/")[-1] for path, _ in kernel.writes][-2:] == ["bind", "authorized"]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import attrs
 from pedos_protocol.names import DESCRIPTION_MAX, harmless_text
 
 from pedos_agent.device_classes.base import Carrier, DeviceClass, Host
@@ -15,7 +16,7 @@ from pedos_agent.device_classes.sysfs import USB_DEVICE, names_of
 from pedos_agent.device_classes.usb.carrier import UsbDevices
 from pedos_agent.device_classes.usb.host_driver import lent_before
 from pedos_agent.device_classes.usb.identity import identity_of, numbers_of
-from pedos_agent.device_classes.usb.usb_device import is_hub, is_imported
+from pedos_agent.device_classes.usb.usb_device import is_hub, is_imported, marks_of
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.hardware_names import HardwareNames
@@ -38,8 +39,9 @@ class Usb(DeviceClass):
         """See DeviceClass."""
         folder = str(sys_root / "bus/usb/devices")
         lent = lent_before(sys_root)
+        boot = read_field(f"{proc_root}/sys/kernel/random/boot_id")
         looks = (
-            seen("usb", name, partial(_usb_device, folder, name, names, name in lent))
+            seen("usb", name, partial(_usb_device, folder, name, names, boot, name in lent))
             for name in names_of(folder)
             if USB_DEVICE.fullmatch(name)
         )
@@ -51,13 +53,13 @@ class Usb(DeviceClass):
 
 
 def _usb_device(
-    root: str, name: str, hardware: HardwareNames, was_lent: bool
+    root: str, name: str, hardware: HardwareNames, boot: str, was_lent: bool
 ) -> LocalDevice | None:
     folder = f"{root}/{name}"
     if is_hub(folder) or is_imported(folder):
         return None
-    numbers, identity = numbers_of(folder), identity_of(folder)
-    if numbers is None or identity is None:
+    numbers, identity, marks = numbers_of(folder), identity_of(folder), marks_of(folder)
+    if numbers is None or identity is None or not marks:
         return None  # unplugged while it was being read
     # The device's own name, if it has one.
     maker, model = hardware.of("usb", *numbers)
@@ -67,5 +69,4 @@ def _usb_device(
     if was_lent and link_target(f"{folder}/driver") is None:
         # However long the names are that the device gives itself.
         text = harmless_text(text, DESCRIPTION_MAX - len(LEFT)) + LEFT
-    # The kernel increments it with each device that is plugged into the bus.
-    return listed("usb", name, identity, text, read_field(f"{folder}/devnum"))
+    return attrs.evolve(listed("usb", name, identity, text, *marks), boot=boot)

@@ -28,7 +28,7 @@ from pedos_agent.device_classes.usb.handover import Handover
 from pedos_agent.device_classes.usb.host_driver import USED, HostDriver, Taken
 from pedos_agent.device_classes.usb.identity import identity_of
 from pedos_agent.device_classes.usb.stream import carry_checked
-from pedos_agent.device_classes.usb.usb_device import HOST, UsbDevice, folder_of
+from pedos_agent.device_classes.usb.usb_device import HOST, UsbDevice, folder_of, marks_of
 from pedos_agent.inventory.local_device import LocalDevice
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,11 @@ async def export_usb(
     await kernel.load(HOST, driver.is_loaded)
     name = found.device.device
 
-    def is_it(device: UsbDevice) -> bool:
-        identity = identity_of(folder_of(host.roots.sys, name))
-        return (str(device.number),) == found.marks and identity == found.device.identity
+    give_back = host.settings.give_back
+
+    def is_it(_device: UsbDevice) -> bool:
+        folder = folder_of(host.roots.sys, name)
+        return marks_of(folder) == found.marks and identity_of(folder) == found.device.identity
 
     def why_gone() -> str | None:
         now = driver.device(name)
@@ -59,9 +61,8 @@ async def export_usb(
 
     def take() -> Taken:
         with held_below(name, host.roots):  # until no driver of this VM has it
-            return driver.take(name, is_it)
+            return driver.take(name, is_it, give_back=give_back)
 
-    give_back = host.settings.give_back
     with trio.CancelScope(shield=True):  # a thread cannot be stopped in the middle
         undo = partial(_release, driver, give_back)
         taken = await kernel.step(f"lend {name}", take, late=undo)
@@ -127,19 +128,20 @@ def _is_idle(driver: HostDriver, name: str) -> bool:
 
 async def _take_back(driver: HostDriver, give_back: bool, taken: Taken) -> None:
     """Take a device from usbip-host, once that is done with it, and wait for its driver. CallError;
-    nothing if it was unplugged."""
+    nothing if it was unplugged. A step that hangs keeps none of the next from being tried, and is
+    done when the kernel goes on."""
     name = taken.device.name
-    what = f"take back {name}"
+    look = f"look at {name}"
     try:
-        await kernel.step(what, partial(driver.disconnect, name))
-        is_idle = await kernel.until(what, partial(_is_idle, driver, name), IDLE_SECONDS)
+        await kernel.step(f"end the connection of {name}", partial(driver.disconnect, name))
+        is_idle = await kernel.until(look, partial(_is_idle, driver, name), IDLE_SECONDS)
         why = f"it is in use for {IDLE_SECONDS:g} s more"
     except CallError as error:
         is_idle, why = False, error.message
     if not is_idle:  # the unbind ends a connection, too
         log.warning("%s is taken from usbip-host with its connection: %s", name, why)
-    await kernel.step(what, partial(_release, driver, give_back, taken))
-    now = await kernel.step(what, partial(driver.device, name))
+    await kernel.step(f"take back {name}", partial(_release, driver, give_back, taken))
+    now = await kernel.step(look, partial(driver.device, name))
     if now is not None and now.driver == HOST:
         raise CallError("failed", f"usbip-host does not release {name}")
 
@@ -166,7 +168,7 @@ async def _give_back_leftover(driver: HostDriver, device: UsbDevice, give_back: 
             return
         log.info("giving %s back, which a predecessor of this agent had lent", name)
         is_authorized = await kernel.step(
-            f"look at {name}", partial(driver.is_authorized_by_default, device.bus)
+            f"look at {name}", partial(driver.is_authorized_by_default, device)
         )
         await kernel.step(
             f"take back {name}",

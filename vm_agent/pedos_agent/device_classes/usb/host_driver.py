@@ -20,6 +20,7 @@ All functions wait for the kernel: they are for a thread.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -47,6 +48,10 @@ from pedos_agent.system.writing import write_attribute
 AVAILABLE, USED = 1, 2
 # MAX_BUSID of drivers/usb/usbip/stub.h.
 NAMES_MAX: Final = 16
+# Of `authorized_default` (Linux, Documentation/ABI/testing/sysfs-bus-usb).
+_BUILT_IN_ALONE: Final = "2"
+
+log = logging.getLogger(__name__)
 
 _Verb = Literal["bind", "unbind"]
 _FILES: Final[tuple[_Verb, ...]] = ("bind", "unbind")
@@ -82,11 +87,14 @@ class HostDriver:
         found = map(self.device, filter(is_name, lent_before(self._sys)))
         return [each for each in found if each is not None and each.driver in (None, HOST)]
 
-    def take(self, name: str, is_it: Callable[[UsbDevice], bool]) -> Taken:
+    def take(
+        self, name: str, is_it: Callable[[UsbDevice], bool], *, give_back: bool = True
+    ) -> Taken:
         """Take a device from its driver, authorised.
 
         `is_it` tells, before and after, whether it is the device of the decision. CallError,
-        OSError; then it is as before.
+        OSError; then it is as before, but that one which usbip-host has already goes to the drivers
+        of this VM, or without `give_back`, as a VM may have had it, to none.
         """
         before = self._right_one(name, is_it)
         if before.status == USED:
@@ -95,7 +103,11 @@ class HostDriver:
         try:
             now = self._take(before, is_it)
         except (CallError, OSError) as error:
-            self.release(name, is_authorized=before.is_authorized, give_back=had_driver)
+            give_back = had_driver and (give_back or before.driver != HOST)
+            try:
+                self.release(name, is_authorized=before.is_authorized, give_back=give_back)
+            except OSError as failed:
+                log.error("%s may still be with usbip-host: %s", name, words(failed))
             if isinstance(error, OSError) and not is_starved(error):
                 after = self.device(name)
                 if after is None or after.number != before.number:
@@ -182,9 +194,13 @@ class HostDriver:
         if give_back:
             self._ignore_gone(lambda: self._write(f"{self._sys}/bus/usb/drivers_probe", name))
 
-    def is_authorized_by_default(self, bus: int) -> bool:
-        """Whether new devices of that bus may be used at once. OSError."""
-        return read_field(f"{folder_of(self._sys, f'usb{bus}')}/authorized_default") != "0"
+    def is_authorized_by_default(self, device: UsbDevice) -> bool:
+        """Whether a device may be used at once when it is plugged in there. OSError."""
+        root = folder_of(self._sys, f"usb{device.bus}")
+        default = read_field(f"{root}/authorized_default")
+        if default == _BUILT_IN_ALONE:
+            return read_field(f"{folder_of(self._sys, device.name)}/removable") == "fixed"
+        return default != "0"
 
     def _announce(self, name: str) -> None:
         """Tell usbip-host that it may have it; nothing if it knows that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,16 @@ class UsbDevice:
 def folder_of(sys_root: Path, name: str) -> str:
     """Where sysfs has it."""
     return f"{sys_root}/bus/usb/devices/{name}"
+
+
+def marks_of(folder: str) -> tuple[str, ...]:
+    """What tells the device there from any other of this boot: the kernel's number of it, which
+    goes up with each that is plugged into the bus, and from the start again; and that of its folder
+    in sysfs, which no other gets. Empty if it was unplugged. OSError."""
+    try:
+        return read_field(f"{folder}/devnum"), str(os.stat(folder).st_ino)
+    except FileNotFoundError:
+        return ()
 
 
 def is_name(name: str) -> bool:
