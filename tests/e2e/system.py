@@ -293,6 +293,18 @@ class LocalSystem:
         return [pid for pid in found if table[pid][0] not in found]
 
 
+def kill_and_wait(pids: list[int]) -> None:
+    """Kills them, and waits for their end: until then nobody can have noticed it."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            ended = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+                select.select([ended], [], [], PATIENCE)
+            finally:
+                os.close(ended)
+
+
 def process_table() -> ProcessTable:
     """Every process of this machine that has a command line, which it is told by, and its parent;
     so none of the kernel's, which are most."""

@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +13,9 @@ import pytest
 from pedos_cli import client
 from pedos_protocol.errors import CallError, ProtocolError
 
-from tests.patience import PATIENCE
-
 from .conftest import Prepare
 from .faults import FaultController
-from .system import LocalSystem
+from .system import LocalSystem, kill_and_wait
 
 Act = Callable[[LocalSystem], None]
 
@@ -128,13 +124,7 @@ def attach_again(system: LocalSystem) -> None:
 def kill(system: LocalSystem, victim: str) -> int:
     """Kills them, and waits for their end; how many there were."""
     pids = system.victim(victim)
-    for pid in pids:
-        ended = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(ended, signal.SIGKILL)
-            select.select([ended], [], [], PATIENCE)
-        finally:
-            os.close(ended)
+    kill_and_wait(pids)
     return len(pids)
 
 

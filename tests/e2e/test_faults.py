@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from .conftest import needs_fuse
 from .faults import FaultController
-from .system import LocalSystem
+from .system import LocalSystem, kill_and_wait
 
 pytestmark = needs_fuse
 
@@ -85,9 +84,7 @@ def kill(system: LocalSystem, victim: str) -> int:
     pids: list[int] = []
     with contextlib.suppress(AssertionError):
         system.wait_until(lambda: pids.extend(system.victim(victim)) or pids, f"{victim} is there")
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_and_wait(pids)
     return len(pids)
 
 
