@@ -202,7 +202,7 @@ def test_a_device_is_the_same_for_a_restarted_agent_and_another_one_when_plugged
 # usbip-host
 
 
-@pytest.mark.parametrize("place", ["fixed", "removable", "unknown", None])
+@pytest.mark.parametrize("place", ["hardwired", "hotplug", "unknown", None])
 def test_where_built_in_devices_alone_are_authorised_others_are_not(
     kernel: FakeKernel, driver: HostDriver, place: str | None
 ) -> None:
@@ -210,10 +210,12 @@ def test_where_built_in_devices_alone_are_authorised_others_are_not(
     (kernel.sys / "bus/usb/devices/usb1").mkdir()
     (kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("2\n")
     if place is not None:
-        (kernel.sys / "bus/usb/devices/1-1/removable").write_text(f"{place}\n")
+        port = kernel.sys / "bus/usb/devices/1-1/port"
+        port.mkdir()
+        (port / "connect_type").write_text(f"{place}\n")
     device = driver.device("1-1")
     assert device is not None
-    assert driver.is_authorized_by_default(device) == (place == "fixed")
+    assert driver.is_authorized_by_default(device) == (place == "hardwired")
 
 
 def test_one_that_a_vm_may_have_had_goes_to_no_driver_if_it_cannot_be_taken(

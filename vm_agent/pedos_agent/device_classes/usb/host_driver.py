@@ -199,7 +199,8 @@ class HostDriver:
         root = folder_of(self._sys, f"usb{device.bus}")
         default = read_field(f"{root}/authorized_default")
         if default == _BUILT_IN_ALONE:
-            return read_field(f"{folder_of(self._sys, device.name)}/removable") == "fixed"
+            port = f"{folder_of(self._sys, device.name)}/port"
+            return read_field(f"{port}/connect_type") == "hardwired"
         return default != "0"
 
     def _announce(self, name: str) -> None:
