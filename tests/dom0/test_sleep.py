@@ -228,6 +228,17 @@ async def test_of_two_devices_with_one_identity_none_is_taken_for_it(
     assert (has(world), again, rows(world)) == ([], False, [])
 
 
+async def test_a_source_that_could_not_look_at_all_may_have_had_a_twin(
+    world: World, autojump_clock: Clock
+) -> None:
+    await attach(world)
+    usb(world).devices["1-3"].update(identity=SERIAL, stale="Input/output error")
+    await usb(world).report()
+    await suspend(world)
+    (row,) = world.state.store.suspended()
+    assert row.had_twins
+
+
 @pytest.mark.parametrize("is_lent", [True, False])
 async def test_a_twin_that_was_there_before_is_not_taken_for_it(
     world: World, autojump_clock: Clock, is_lent: bool

@@ -140,7 +140,7 @@ class Sleep:
             vm_domid=lease.vm_domid,
             options=lease.options,
             boot=state.boot,
-            had_twins=bool(self._with_identity(lease.key, identity).keys() - {lease.key}),
+            had_twins=self._may_have_twins(lease.key, identity),
         )
         await state.store.suspended_put(row)
         await state.reach("suspend.noted")
@@ -263,15 +263,24 @@ class Sleep:
             raise VoidError("failed", text)
         raise errors.failure("not_found", f"{row.key} ('{identity}') has not come back")
 
-    def _with_identity(self, key: DeviceKey, identity: str) -> dict[DeviceKey, Device]:
-        """What the source of a device has with its identity."""
+    def _may_have_twins(self, key: DeviceKey, identity: str) -> bool:
+        """Whether its source has others with its identity, as far as it has looked at all."""
+        if self._state.registry.missing(key.backend, key.device_class) is not None:
+            return True
+        return not self._with_identity(key, identity, or_had=True).keys() <= {key}
+
+    def _with_identity(
+        self, key: DeviceKey, identity: str, *, or_had: bool = False
+    ) -> dict[DeviceKey, Device]:
+        """What the source of a device has with its identity; `or_had`: or had when it was last
+        looked at."""
         state = self._state
         lasting = class_of(key.device_class).lasting_identity
         return {
             other: device
             for other, device in state.registry.items(key.device_class)
             if other.backend == key.backend
-            and device.stale is None
+            and (or_had or device.stale is None)
             and lasting(device.identity) == lasting(identity) != ""
         }
 
