@@ -15,6 +15,7 @@ import pytest
 from pedos_protocol.call_link import Call, Signal
 
 from tests.call_agent import CALL_ID, Asked, FakeAgent
+from tests.e2e.system import wait_until
 from tests.patience import PATIENCE
 
 from .running_qvm_call import (
@@ -262,6 +263,13 @@ def test_signals_are_passed_on_where_that_is_wished(run: Run, agent: FakeAgent) 
     assert end_of(process)[0] == 6
 
 
+def blocks(pid: int, number: int) -> bool:
+    """Whether a process blocks a signal: see proc_pid_status(5)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+    return bool(blocked >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_without_a_service_that_could_have_them_signals_end_it(
     run: Run, agent: FakeAgent, number: int
@@ -274,16 +282,14 @@ def test_without_a_service_that_could_have_them_signals_end_it(
     late = run("--forward-signals", "-t", "-p", "first", "work", "a.B")
     asked = agent.asked()
     asked.started()
+    wait_until(lambda: blocks(late.pid, number), "it has heard of the start")
     os.set_blocking(asked.stdout, False)
     with contextlib.suppress(BlockingIOError):
         while True:  # until nobody reads any more
             select.select([], [asked.stdout], [], 0.2)
             os.write(asked.stdout, bytes(4096))
     asked.ended()
-    assert late.stdin is not None
-    poll = select.poll()
-    poll.register(late.stdin, 0)  # POLLERR: it has heard of the end
-    assert poll.poll(PATIENCE * 1000)
+    wait_until(lambda: not blocks(late.pid, number), "it has heard of the end")
     late.send_signal(number)
     assert late.wait(PATIENCE) == -number
 
