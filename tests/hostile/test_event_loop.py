@@ -128,10 +128,11 @@ async def test_room_that_never_ends_does_not_hold_the_loop(
             return sent
 
     library, span = module.lib, module.ffi.new("uint8_t **")
-    monkeypatch.setattr(module, "lib", Reads())
-    await longest_step.begin()
-    await ends[0].send_all(bytes(256 * MIB))
-    await longest_step.end()
+    with monkeypatch.context() as reading:  # a second try is to find the library as it is
+        reading.setattr(module, "lib", Reads())
+        await longest_step.begin()
+        await ends[0].send_all(bytes(256 * MIB))
+        await longest_step.end()
     await client.aclose()
     await ends[0].aclose()
     longest_step.check()
