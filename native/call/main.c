@@ -64,8 +64,8 @@ static sigset_t ending_signals(bool and_others)
     return set;
 }
 
-/* With a service that can have them, signals come as something to read. Before and after that they
- * end this program, as without the option; others wait. */
+/* With a service that can have them, signals come as something to read. Before and after that some
+ * end this program; others wait for its start, and have no effect after its end. */
 static bool catch_signals(struct call *call, bool has_service)
 {
     const sigset_t all = ending_signals(true), ending = ending_signals(false);

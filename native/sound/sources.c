@@ -15,7 +15,7 @@
 /* pipewire-pulse (0.3.65) names an unplugged source, or a monitor, as the default when it says that
  * something has changed, and on a busy machine says nothing when it names another. So while none of
  * the microphones is the default it is asked again: soon, some times, and then for as long as that
- * lasts, as what is lent as the user's choice is silent meanwhile. */
+ * lasts, as what is lent as the user's choice is silent meanwhile. So it is when it did not answer. */
 #define ASK_AGAIN_MS 250
 #define ASK_AGAIN_TIMES 20
 #define ASK_AGAIN_MS_RARELY 5000
@@ -185,7 +185,7 @@ static void listed(pa_context *pulse, const pa_source_info *info, int end, void 
         looked(sources);
     if (sources->is_stale)
         look(sources);
-    else if (lacks_choice(&sources->now))
+    else if (end < 0 || lacks_choice(&sources->now))
         clock_timer_set(&sources->again, clock_now() + (sources->asked_again < ASK_AGAIN_TIMES
                                                             ? ASK_AGAIN_MS
                                                             : ASK_AGAIN_MS_RARELY));

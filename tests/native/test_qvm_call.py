@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -263,6 +265,18 @@ def test_signals_are_passed_on_where_that_is_wished(run: Run, agent: FakeAgent) 
     assert end_of(process)[0] == 6
 
 
+def held(pipe: int) -> int:
+    """How many bytes a pipe has."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def fill(pipe: int) -> None:
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, bytes(4096))
+
+
 def blocks(pid: int, number: int) -> bool:
     """Whether a process blocks a signal: see proc_pid_status(5)."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -283,11 +297,10 @@ def test_without_a_service_that_could_have_them_signals_end_it(
     asked = agent.asked()
     asked.started()
     wait_until(lambda: blocks(late.pid, number), "it has heard of the start")
-    os.set_blocking(asked.stdout, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:  # until nobody reads any more
-            select.select([], [asked.stdout], [], 0.2)
-            os.write(asked.stdout, bytes(4096))
+    assert late.stdout is not None
+    unread, half = late.stdout.fileno(), fcntl.fcntl(late.stdout, fcntl.F_GETPIPE_SZ) // 2
+    wait_until(lambda: fill(asked.stdout) or held(unread) >= half, "half of its output is written")
+    fill(asked.stdout)  # with more than the other half, which stays, as nobody reads
     asked.ended()
     wait_until(lambda: not blocks(late.pid, number), "it has heard of the end")
     late.send_signal(number)

@@ -219,10 +219,46 @@ pa_operation *pa_context_subscribe(pa_context *pulse, pa_subscription_mask_t mas
 """
 
 
-def deaf(folder: Path) -> Path:
-    """A pedos-sound that hears nothing of another default source."""
-    source, library, program = folder / "deaf.c", folder / "deaf.so", folder / "deaf"
-    source.write_text(DEAF)
+# A server that does not list its sources the first time, and says nothing afterwards.
+DUMB = """\
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pulse/introspect.h>
+#include <pulse/subscribe.h>
+
+static pa_source_info_cb_t asked;
+
+static void fail(pa_context *pulse, const pa_source_info *info, int end, void *context)
+{
+    (void)info;
+    if (end)
+        asked(pulse, NULL, -1, context);
+}
+
+pa_operation *pa_context_get_source_info_list(pa_context *pulse, pa_source_info_cb_t told,
+                                              void *context)
+{
+    __typeof__(pa_context_get_source_info_list) *list;
+    int is_first = !asked;
+
+    *(void **)&list = dlsym(RTLD_NEXT, "pa_context_get_source_info_list");
+    asked = told;
+    return list(pulse, is_first ? fail : told, context);
+}
+
+pa_operation *pa_context_subscribe(pa_context *pulse, pa_subscription_mask_t mask,
+                                   pa_context_success_cb_t done, void *context)
+{
+    (void)pulse, (void)mask, (void)done, (void)context;
+    return NULL;
+}
+"""
+
+
+def changed(text: str, folder: Path) -> Path:
+    """A pedos-sound for which these functions stand in the place of libpulse's."""
+    source, library, program = folder / "other.c", folder / "other.so", folder / "other"
+    source.write_text(text)
     compile_c(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"])
     program.write_text(
         f"#!/bin/sh\nASAN_OPTIONS=$ASAN_OPTIONS:verify_asan_link_order=0 LD_PRELOAD={library}"
@@ -239,7 +275,7 @@ def test_a_choice_of_which_the_server_says_nothing_is_found(
     agent = Agent(tmp_path / "sound.sock")
     try:
         server.pactl("set-default-source", f"{MICROPHONE_INPUT}.monitor")
-        with contextlib.closing(agent), running(server, agent.path, deaf(tmp_path)):
+        with contextlib.closing(agent), running(server, agent.path, changed(DEAF, tmp_path)):
             agent.accept()
             assert agent.await_device().description == "No microphone is the default source"
             _, channel = agent.lend()
@@ -249,6 +285,15 @@ def test_a_choice_of_which_the_server_says_nothing_is_found(
             channel.await_frame(frames.AUDIO)
     finally:
         server.pactl("set-default-source", MICROPHONE)
+
+
+def test_a_server_that_did_not_list_its_microphones_is_asked_again(
+    server: OwnServer, tmp_path: Path
+) -> None:
+    agent = Agent(tmp_path / "sound.sock")
+    with contextlib.closing(agent), running(server, agent.path, changed(DUMB, tmp_path)):
+        agent.accept()
+        agent.await_device()
 
 
 def test_what_is_muted_at_its_server_is_silent_and_goes_on(system: System) -> None:
