@@ -6,8 +6,8 @@ import contextlib
 import os
 import select
 import threading
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pedos_keeper import children, spawning
@@ -56,14 +56,8 @@ def test_one_that_ends_before_it_is_known_is_no_orphan(monkeypatch: pytest.Monke
     children = Children()
     spawn = spawning.spawn
 
-    def spawn_slowly(
-        path: str,
-        arguments: Sequence[str],
-        environment: Sequence[str | bytes],
-        descriptors: Sequence[int],
-        group: int | None = None,
-    ) -> tuple[int, int]:
-        pid, file = spawn(path, arguments, environment, descriptors, group)
+    def spawn_slowly(*arguments: Any) -> tuple[int, int]:
+        pid, file = spawn(*arguments)
         assert has_ended(file)
         assert children.reap()
         return pid, file

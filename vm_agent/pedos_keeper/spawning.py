@@ -21,7 +21,7 @@ def spawn(
     group: int | None = None,
 ) -> tuple[int, int]:
     """The pid of a new process in a session of its own, with no signal blocked or ignored; and its
-    pidfd. Nobody may reap children meanwhile.
+    pidfd. Nobody may reap it meanwhile, as an unknown child.
 
     `arguments` begin with the program's name; `environment` is lines, as `lines_of` writes
     them.

@@ -4,6 +4,7 @@ devices of one class being parts of another's."""
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
 
 from pedos_protocol.names import natural_key
@@ -27,6 +28,11 @@ def hex_field(folder: str, name: str) -> str:
     """A number as hexadecimal digits in lower case; "" if there is none. OSError."""
     text = read_field(f"{folder}/{name}").lower().removeprefix("0x")
     return text if _HEX.fullmatch(text) else ""
+
+
+def boot_of(proc_root: Path) -> str:
+    """The kernel's id of this boot, see LocalDevice; "" if it gives none. OSError."""
+    return read_field(f"{proc_root}/sys/kernel/random/boot_id")
 
 
 def names_of(folder: str) -> list[str]:

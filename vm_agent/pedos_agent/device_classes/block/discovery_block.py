@@ -46,7 +46,7 @@ from pedos_agent.device_classes.block.disk import (
 )
 from pedos_agent.device_classes.block.drives import has_disc
 from pedos_agent.device_classes.block.identity import identity_of
-from pedos_agent.device_classes.sysfs import usb_device_of
+from pedos_agent.device_classes.sysfs import boot_of, usb_device_of
 from pedos_agent.device_classes.xen_backends import connecting, lent, lent_to
 from pedos_agent.inventory.local_device import Inode, LocalDevice, unseen
 from pedos_agent.inventory.looking import Looking, Untold, seen
@@ -114,7 +114,7 @@ def scan(
     areas, shares = _data(roots, raw, untold)
     reasons = _reasons(roots, raw, carried.lent, shares, untold)
     ours = {name for name, _ in carried.lent}
-    boot = read_field(f"{roots.proc}/sys/kernel/random/boot_id")
+    boot = boot_of(roots.proc)
 
     def look(name: str) -> LocalDevice | None:
         each, path = raw[name], f"{roots.dev}/{name}"

@@ -20,11 +20,11 @@ from pedos_agent.device_classes.base import Carrier, DeviceClass, Host
 from pedos_agent.device_classes.described import listed
 from pedos_agent.device_classes.pci.carrier import PciDevices
 from pedos_agent.device_classes.pci.class_names import class_name
-from pedos_agent.device_classes.sysfs import hex_field, names_of
+from pedos_agent.device_classes.sysfs import boot_of, hex_field, names_of
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.hardware_names import HardwareNames
-from pedos_agent.system.reading import link_target, read_field, read_note
+from pedos_agent.system.reading import link_target, read_note
 
 #: The bus that Linux's xen-pcifront makes for devices of another domain stands below such a device.
 _FRONTEND: Final = re.compile(r"pci-[0-9]+")
@@ -41,7 +41,7 @@ class Pci(DeviceClass):
     ) -> list[LocalDevice]:
         """See DeviceClass."""
         root = str(sys_root / "bus/pci/devices")
-        boot = read_field(f"{proc_root}/sys/kernel/random/boot_id")
+        boot = boot_of(proc_root)
         found = []
         for address in filter(is_address, names_of(root)):
             path = link_target(f"{root}/{address}") or address

@@ -12,7 +12,7 @@ from pedos_protocol.names import DESCRIPTION_MAX, harmless_text
 
 from pedos_agent.device_classes.base import Carrier, DeviceClass, Host
 from pedos_agent.device_classes.described import listed
-from pedos_agent.device_classes.sysfs import USB_DEVICE, names_of
+from pedos_agent.device_classes.sysfs import USB_DEVICE, boot_of, names_of
 from pedos_agent.device_classes.usb.carrier import UsbDevices
 from pedos_agent.device_classes.usb.host_driver import lent_before
 from pedos_agent.device_classes.usb.identity import identity_of, numbers_of
@@ -20,7 +20,7 @@ from pedos_agent.device_classes.usb.usb_device import is_hub, is_imported, marks
 from pedos_agent.inventory.local_device import LocalDevice
 from pedos_agent.inventory.looking import seen
 from pedos_agent.system.hardware_names import HardwareNames
-from pedos_agent.system.reading import link_target, read_field, read_note
+from pedos_agent.system.reading import link_target, read_note
 
 #: Of a device that was lent and left to no driver (`Settings.give_back`).
 LEFT: Final = "; a VM had it"
@@ -39,7 +39,7 @@ class Usb(DeviceClass):
         """See DeviceClass."""
         folder = str(sys_root / "bus/usb/devices")
         lent = lent_before(sys_root)
-        boot = read_field(f"{proc_root}/sys/kernel/random/boot_id")
+        boot = boot_of(proc_root)
         looks = (
             seen("usb", name, partial(_usb_device, folder, name, names, boot, name in lent))
             for name in names_of(folder)
