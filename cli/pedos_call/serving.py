@@ -82,20 +82,22 @@ def listen(path: str) -> socket.socket:
 
 def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> None:
     """One thread's part of `serve`, on a socket that listens; OSError when it is closed."""
+    is_short = False
     while True:
         try:
             stream, _ = listener.accept()
         except OSError as error:
             if error.errno not in SHORT:
                 raise
-            print(f"no call can be taken now: {error.strerror}", file=sys.stderr)
+            if not is_short:
+                print(f"no call can be taken now: {error.strerror}", file=sys.stderr)
+            is_short = True
             time.sleep(RETRY_SECONDS)
             continue
+        is_short = False
         with stream:
             try:
-                stream.settimeout(HEADER_SECONDS)
                 served = receive_header(stream)
-                stream.settimeout(None)
             except (OSError, ValueError) as error:
                 print(f"no call: {error}", file=sys.stderr)
                 continue
@@ -109,12 +111,16 @@ def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> Non
 
 def receive_header(stream: socket.socket) -> Served:
     """Which call a new connection is for; takes nothing that comes after that. ValueError if it
-    does not say it, OSError."""
+    does not say it, OSError, and TimeoutError if it does not within HEADER_SECONDS. What is read
+    of it afterwards has no bound."""
     header = b""
+    until = time.monotonic() + HEADER_SECONDS
     while len(header) < HEADER_MAX:
+        stream.settimeout(max(until - time.monotonic(), 0.001))
         seen = stream.recv(HEADER_MAX - len(header), socket.MSG_PEEK)
         end = seen.find(b"\0")
         if end >= 0:
+            stream.settimeout(None)
             return parse_header(header + stream.recv(end + 1)[:-1], stream)
         if not seen:
             break

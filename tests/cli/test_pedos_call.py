@@ -285,19 +285,20 @@ class Listener:
 
 
 def test_neither_want_of_descriptors_nor_silence_ends_a_service(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(serving, "RETRY_SECONDS", 0)
     monkeypatch.setattr(serving, "HEADER_SECONDS", 0.01)
     pairs = [socket.socketpair() for _ in range(2)]
     pairs[1][1].sendall(b"a.B+ work\0")
     served: list[float | None] = []
-    listener = Listener(errno.EMFILE, pairs[0][0], pairs[1][0])
+    listener = Listener(errno.EMFILE, errno.EMFILE, pairs[0][0], pairs[1][0])
     with pytest.raises(OSError, match="Bad file"):
         serving.serve_on(
             cast("Any", listener), lambda call: served.append(call.stream.gettimeout())
         )
     assert served == [None]
+    assert capsys.readouterr().err.count("no call can be taken now") == 1
     for pair in pairs:
         pair[1].close()
 
