@@ -19,6 +19,7 @@ from pedos_dom0.drivers.xen import pci_sysfs
 from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_dom0.drivers.xen.pci import XenPci
 from pedos_dom0.drivers.xen.pci_sysfs import Function
+from pedos_dom0.drivers.xen.xl import Unfinished
 from pedos_dom0.tables.leases import Lease
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_host import exclusive
@@ -469,6 +470,31 @@ async def test_a_detach_whose_xl_was_killed_is_one_if_the_device_is_gone(
             host.plan()
             await carrier(driver).detach(made, force=False)
         assert not carrier(driver).is_attached(made)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_what_an_xl_that_cannot_be_killed_is_taking_away_does_not_go_back_to_dom0(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """It is out of xenstore already, and the VM may still have it."""
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease(options={"give-back": "yes"}))
+        if not is_known:  # it could not be looked at when the service began
+            carrier(driver)._mine.clear()
+        run = driver._xl.run
+
+        async def hang(*words: str, **more: Any) -> str:
+            said = await run(*words, **more)
+            if words[0] == "pci-detach":
+                unfinished = Unfinished("it was not detached: xl pci-detach did not end")
+                unfinished.still_runs = True
+                raise unfinished
+            return said
+
+        monkeypatch.setattr(driver._xl, "run", hang)
+        await carrier(driver).detach(made, force=False)
+        assert driver_of(tree) == "pciback"
+        assert "pci-assignable-remove" not in " ".join(told(host))
 
 
 async def test_a_start_whose_xl_was_killed_leaves_no_domain_and_no_device_without_its_driver(

@@ -90,8 +90,9 @@ async def test_one_that_no_signal_ends_is_not_waited_for_and_reaped_in_the_end(
     monkeypatch.setattr(Child, "send_signal", lambda _child, _number: None)
     xl = make_xl(tmp_path, f"echo $$ > {tmp_path}/pid; exec 3< {tmp_path}/fifo")
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(Unfinished, match="did not end within"):
+    with pytest.raises(Unfinished, match="did not end within") as caught:
         await run(xl, "pci-attach", seconds=0.5)
+    assert caught.value.still_runs and "and cannot be killed" in str(caught.value)
     with (tmp_path / "fifo").open("w"):  # once it has opened that, too
         pid = int((tmp_path / "pid").read_text())
     with trio.fail_after(PATIENCE):

@@ -79,7 +79,8 @@ class _Mine:
     address: str
     # The driver that had it in dom0, if this attach has taken it from one and no VM has had it.
     had_driver: str | None = None
-    # An xl that was killed while it gave it to a VM may have done so in the hypervisor alone.
+    # An xl that was killed while it gave it to a VM may have done so in the hypervisor alone. One
+    # that takes it away, and cannot be killed, may not have done so yet.
     is_unclear: bool = False
     # The service before this one was about to give it: had_driver went with that one.
     is_inherited: bool = False
@@ -131,10 +132,13 @@ class XenPci:
             except DriverError:  # it could not be looked at: that is done again when it matters
                 continue
             if address is not None:
-                mine = _Mine(lease, address)
-                mine.is_inherited = lease.state == PENDING
-                mine.is_unclear = mine.is_inherited and lease.vm_domid != NO_DOMAIN
-                self._mine[lease.attachment] = mine
+                is_inherited = lease.state == PENDING
+                self._mine[lease.attachment] = _Mine(
+                    lease,
+                    address,
+                    is_unclear=is_inherited and lease.vm_domid != NO_DOMAIN,
+                    is_inherited=is_inherited,
+                )
 
     def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> None:
         """See Carrier. The kernel chooses it: see `given_name`."""
@@ -399,16 +403,13 @@ class XenPci:
         """See Carrier. From a domain that has ended, the toolstack takes it."""
         what = f"{lease.key} could not be detached from {lease.vm}"
         given = self._given(lease)
-        if given is not None and self._is_over(lease):
-            # Another toolstack's domain may have more devices, which xl takes away one by one.
-            seconds = DESTROY_SECONDS_EACH * max(1, self.count(given.domid))
-            has_gone = await self._goes(lease, given.domid, seconds)
-            if not has_gone and lease.vm_domid != NO_DOMAIN:  # one that crashed, and is kept
-                await self._take_away(given, what, force=True)
-        elif given is not None:
-            await self._take_away(given, what, force=force)
-            if (mine := self._mine.get(lease.attachment)) is not None:
-                mine.is_unclear = False
+        if given is not None:
+            mine = self._mine.setdefault(lease.attachment, _Mine(lease, given.address))
+            if not self._is_over(lease):
+                mine.is_unclear = not await self._take_away(given, what, force=force)
+            elif not await self._goes(lease, given.domid) and lease.vm_domid != NO_DOMAIN:
+                # One that crashed, and is kept.
+                mine.is_unclear |= not await self._take_away(given, what, force=True)
         if self.is_attached(lease):
             raise DriverError(f"{what}: it is still there", code="failed" if force else "busy")
         await self._afterwards(lease)
@@ -416,7 +417,8 @@ class XenPci:
     def _is_over(self, lease: Lease) -> bool:
         return lease.vm_domid == NO_DOMAIN or self._has_ended(lease.vm_domid)
 
-    async def _take_away(self, given: Given, what: str, *, force: bool) -> None:
+    async def _take_away(self, given: Given, what: str, *, force: bool) -> bool:
+        """Whether xl has ended; DriverError if the domain has it as before."""
         words = ("pci-detach", *(("-f",) if force else ()), str(given.domid), given.address)
         try:
             await self._xl.run(*words, seconds=DETACH_SECONDS, what=what)
@@ -426,9 +428,13 @@ class XenPci:
             if given.address in {each.address for each in left}:
                 code = error.code if force else "busy"
                 raise DriverError(str(error), code=code, hint=error.hint) from error
+            return not (isinstance(error, Unfinished) and error.still_runs)
+        return True
 
-    async def _goes(self, lease: Lease, domid: int, seconds: float) -> bool:
+    async def _goes(self, lease: Lease, domid: int) -> bool:
         """Whether a domain that has ended is gone, with all that it had, waiting for that."""
+        # Another toolstack's domain may have more devices, which xl takes away one by one.
+        seconds = DESTROY_SECONDS_EACH * max(1, self.count(domid))
         return await wait_for(
             self._store(),
             self._open_store,

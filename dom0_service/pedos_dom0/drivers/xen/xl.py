@@ -57,7 +57,10 @@ _DIRECT_IO = frozenset(("pv_directio", "hvm_directio"))
 
 
 class Unfinished(DriverError):  # noqa: N818 - says what happened
-    """xl was killed before it had ended: what it has done is not known."""
+    """xl was killed before it had ended: what it has done is not known. `still_runs`: the kernel
+    holds it up, and it may still do something."""
+
+    still_runs = False
 
 
 @frozen
@@ -126,10 +129,13 @@ class Xl:
             nursery.cancel_scope.cancel()
         words = xl_words(said.decode("utf-8", "replace"))
         if not ended:
-            raise Unfinished(
-                f"{what}: xl {arguments[0]} did not end within {seconds:g} s{quoted(words)}",
+            still = ", and cannot be killed" if child.returncode is None else ""
+            unfinished = Unfinished(
+                f"{what}: xl {arguments[0]} did not end within {seconds:g} s{still}{quoted(words)}",
                 code="timeout",
             )
+            unfinished.still_runs = child.returncode is None
+            raise unfinished
         if child.returncode != 0:
             how = describe_exit(child.returncode or 0)
             logger.info("xl %s %s: %s", arguments[0], how, words)
