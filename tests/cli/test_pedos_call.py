@@ -271,6 +271,28 @@ def test_a_service_answers_calls_one_by_one(tmp_path: Path) -> None:
     serving.listen(path).close()  # a stale socket is replaced
 
 
+def test_a_header_in_pieces_has_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a byte now and then would keep a thread."""
+    waits: list[float | None] = []
+
+    class Slow(socket.socket):
+        """A byte comes every four seconds."""
+
+        def settimeout(self, value: float | None) -> None:
+            waits.append(value)
+
+        def recv(self, size: int, flags: int = 0) -> bytes:
+            if waits[-1] is not None and waits[-1] < 4:
+                raise TimeoutError
+            return b"a"
+
+    times = iter(range(0, 100, 4))
+    monkeypatch.setattr(serving.time, "monotonic", lambda: next(times))
+    with Slow() as stream, pytest.raises(TimeoutError):
+        serving.receive_header(stream)
+    assert waits == [6.0, 2.0]
+
+
 class Listener:
     """Accepts what it is given, and is closed then."""
 
