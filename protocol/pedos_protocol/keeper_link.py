@@ -11,9 +11,11 @@ MessagePack array of the packet's number and its fields.
                         <-   Ended              after Spawned, when the main process has ended
     Finished            ->                      the call is over in good order
 
-An agent that hangs up without `Finished` says that the caller is gone. What is not in `FORMS`, or
-comes from the wrong side, ends the connection: neither side trusts the other. No packet carries a
-command: a keeper looks up by itself what a service is.
+An agent that hangs up without `Finished` says that the caller is gone. What such a call has left
+running is ended over another connection, on which `Kill` is all that is said.
+
+What is not in `FORMS`, or comes from the wrong side, ends the connection: neither side trusts the
+other. No packet carries a command: a keeper looks up by itself what a service is.
 """
 
 from __future__ import annotations
@@ -72,6 +74,12 @@ class Finished(NamedTuple):
     """The call is over. What the service has left running stays."""
 
 
+class Kill(NamedTuple):
+    """End all that this call has started and left running."""
+
+    call: str
+
+
 class Waiting(NamedTuple):
     """The service waits for a session of its user; `text` says so, for a person."""
 
@@ -120,7 +128,17 @@ class Ended(NamedTuple):
 
 
 Packet: TypeAlias = (
-    Run | Signal | Finished | Waiting | Spawned | Connected | ForUser | NotFound | Problem | Ended
+    Run
+    | Signal
+    | Finished
+    | Kill
+    | Waiting
+    | Spawned
+    | Connected
+    | ForUser
+    | NotFound
+    | Problem
+    | Ended
 )
 
 
@@ -155,6 +173,7 @@ FORMS: dict[int, tuple[str, type[Packet], tuple[Form, ...]]] = {
     1: (AGENT, Run, _RUN),
     2: (AGENT, Signal, (_SIGNAL,)),
     3: (AGENT, Finished, ()),
+    4: (AGENT, Kill, (_form(forms.CALL_ID),)),
     11: (KEEPER, Waiting, (_TEXT,)),
     12: (KEEPER, Spawned, _OPTIONS),
     13: (KEEPER, Connected, _OPTIONS),

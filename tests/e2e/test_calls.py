@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.keeper.keeper_client import wait_for_end
+
 from .calls import Done, call, calling, running, serve, shell, told
 from .conftest import Prepare
 from .prompter import Prompter
@@ -55,6 +57,8 @@ SERVICES = {
     "test.Late": shell("echo first", "exec >&-", 'wc -c >"$HOME/late"', "exit 5"),
     # Runs until its input ends, and notes that it has ended.
     "test.Wait": shell("echo ready", "cat >/dev/null", 'echo ended >"$HOME/waited"'),
+    # Runs whatever its caller does.
+    "test.Stays": shell('echo $$ >"$HOME/stays"', "echo ready", "exec sleep 1000"),
     "test.Flood": shell("exec yes"),
 }
 
@@ -287,6 +291,26 @@ def test_dom0_sees_what_runs_and_ends_it(system: LocalSystem) -> None:
     system.wait_until(
         lambda: told(system, listed["call"])[-1]["event"] == "call_ended", "its story has its end"
     )
+
+
+def test_a_call_that_is_ended_ends_though_its_callers_agent_obeys_first(
+    system: LocalSystem,
+) -> None:
+    """The service's agent hangs, is told that the caller has gone, and only then what dom0 says."""
+    pid_of = home(system, "vault") / "stays"
+    pid_of.unlink(missing_ok=True)
+    [agent] = system.victim("agent:vault")
+    with calling(system, "vault", "test.Stays") as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"ready\n"
+        [listed] = running(system)
+        os.kill(agent, signal.SIGSTOP)
+        try:
+            with system.started("qvm-calls", "end", listed["call"]):
+                assert command.wait(PATIENCE_S) == PROBLEM
+        finally:
+            os.kill(agent, signal.SIGCONT)
+    wait_for_end(int(pid_of.read_text()))
 
 
 def test_a_call_is_one_story_in_the_audit_log(system: LocalSystem) -> None:

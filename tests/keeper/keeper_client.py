@@ -21,6 +21,7 @@ from pedos_protocol.keeper_link import (
     KEEPER,
     PACKET_MAX,
     Finished,
+    Kill,
     Packet,
     Run,
     Signal,
@@ -82,6 +83,15 @@ class Place:
     def run(self, service: str, argument: str = "", **fields: Any) -> Called:
         """Call a service."""
         return Called(self.path, service, argument, **fields)
+
+    def kill(self, call: str) -> None:
+        """End what a call has left; it is done when the keeper hangs up."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
+            link.settimeout(PATIENCE)
+            with short_path(self.path) as short:
+                link.connect(short)
+            link.send(build(Kill(call)))
+            assert link.recv(PACKET_MAX) == b""
 
 
 class Called:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,27 @@ def test_a_start_that_hangs_holds_up_no_other_one_and_no_end(tmp_path: Path) -> 
         assert statuses == [], "it does not hang"
     hanging.join(PATIENCE)
     assert statuses == [4]
+
+
+def test_one_that_is_killed_while_it_is_started_does_not_live(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    children = Children()
+    spawn = spawning.spawn
+
+    def killed_meanwhile(*arguments: Any) -> tuple[int, int]:
+        children.kill_marked(MARK)
+        return spawn(*arguments)
+
+    monkeypatch.setattr(spawning, "spawn", killed_meanwhile)
+    sleep = ("/bin/sleep", ["sleep", "1000"], [MARK], [0, 1, 2])
+    with children.start(*sleep, mark=MARK) as child:
+        assert has_ended(child.file)
+        assert child.end() == -signal.SIGKILL
+    monkeypatch.setattr(spawning, "spawn", spawn)
+    with children.start(*sleep, mark=MARK) as child:  # another one, and this is wanted
+        assert child.end() is None
+        child.kill()
 
 
 def test_one_that_ends_before_it_is_known_is_no_orphan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,6 +307,31 @@ def test_an_agent_that_hears_or_says_nothing_more_has_lost_the_caller(
         wait_for_end(pid)
 
 
+@pytest.mark.parametrize("main", ["runs", "has ended"])
+def test_what_a_call_has_left_can_be_ended_when_its_caller_has_gone(
+    place: Place, main: str
+) -> None:
+    place.service(
+        "test.Stays",
+        "sleep 1000 & echo $!; setsid sleep 1000 & echo $!; [ $1 = runs ] && wait; exit 0",
+    )
+    call, other = f"{len(main):032x}", "b" * 32
+    with place.run("test.Stays", "runs", call=other) as another:
+        others = started_by(another)
+        with place.run("test.Stays", main.split()[0], call=call) as gone:
+            left = started_by(gone)
+            if main != "runs":
+                gone.next(Ended)
+        place.kill(call)
+        for pid in left:
+            wait_for_end(pid)
+        for pid in others:
+            os.kill(pid, 0)
+        place.kill(other)
+        for pid in others:
+            wait_for_end(pid)
+
+
 def test_a_call_that_is_finished_leaves_what_it_has_started(place: Place) -> None:
     place.service("test.Leaves", "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!")
     place.configure("test.Leaves", "on-caller-gone = kill")

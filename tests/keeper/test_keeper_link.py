@@ -20,6 +20,7 @@ from pedos_protocol.keeper_link import (
     Ended,
     Finished,
     ForUser,
+    Kill,
     NotFound,
     Packet,
     Problem,
@@ -35,7 +36,7 @@ from pedos_protocol.keeper_link import (
 CALL = "0123456789abcdef" * 2
 RUN = Run(CALL, "test.Echo", "+one", "work", "@default", False)
 EXAMPLES = {
-    AGENT: [RUN, Signal(15), Finished()],
+    AGENT: [RUN, Signal(15), Finished(), Kill("0123456789abcdef" * 2)],
     KEEPER: [
         Waiting("it waits"),
         Spawned(True, False, True),

@@ -384,6 +384,21 @@ async def test_a_caller_that_goes_leaves_the_service_an_end_of_its_stdin(
     assert told.kind == "aborted"
 
 
+async def test_what_a_gone_caller_has_left_ends_when_dom0_ends_the_call(
+    vm: Vm, place: Place
+) -> None:
+    """dom0 says so to both VMs, and the caller's may have been the first to obey."""
+    place.service("test.Stays", "sleep 1000 & echo $!; wait")
+    call = "cd" * 16
+    async with calling(vm, "test.Stays", call=call) as (caller, _):
+        pid = int(await caller.streams[1].receive_some(100))
+        caller.pump.abort()
+    assert (await vm.ended()).kind == "aborted"
+    os.kill(pid, 0)
+    assert await vm.serving.kill(call, "problem", 125, "ended by dom0's user")
+    await trio.to_thread.run_sync(wait_for_end, pid)
+
+
 async def test_dom0_ends_a_call_with_all_that_the_service_has_started(vm: Vm, place: Place) -> None:
     place.service("test.Family", "sleep 1000 & echo $!; wait")
     async with calling(vm, "test.Family") as (caller, _):

@@ -27,6 +27,7 @@ from pedos_protocol.keeper_link import (
     Ended,
     Finished,
     ForUser,
+    Kill,
     NotFound,
     Packet,
     Problem,
@@ -107,7 +108,10 @@ class Call:
             log.exception("a call breaks off")
 
     def _serve(self) -> None:
-        run, descriptors = self._receive_run()
+        run, descriptors = self._receive_first()
+        if isinstance(run, Kill):
+            self._place.children.kill_marked(environment.mark_of(run.call))
+            return
         try:
             try:
                 config, service = self._looked_up(run)
@@ -201,7 +205,7 @@ class Call:
         """Its process. Refusal."""
         arguments = [program.path, *filter(None, (run.argument[1:],))]
         variables = self._place.environment().lines_with({**extra, **environment.of_call(run)})
-        mark = f"{environment.CALL_ID}={run.call}".encode()
+        mark = environment.mark_of(run.call)
         group = self._new_group(run)
         try:
             return self._place.children.start(
@@ -279,7 +283,7 @@ class Call:
 
     # The link
 
-    def _receive_run(self) -> tuple[Run, list[int]]:
+    def _receive_first(self) -> tuple[Run | Kill, list[int]]:
         """The first packet, and its descriptors. RemoteProtocolError, Gone, OSError."""
         try:
             untrusted, descriptors = _link.first(
@@ -291,15 +295,16 @@ class Call:
         try:
             if not untrusted:
                 raise Gone
-            run = keeper_link.parse(untrusted, AGENT)
-            if not isinstance(run, Run) or len(descriptors) not in DESCRIPTORS:
+            first = keeper_link.parse(untrusted, AGENT)
+            passes = {Run: DESCRIPTORS, Kill: (0,)}.get(type(first), ())
+            if not isinstance(first, Run | Kill) or len(descriptors) not in passes:
                 raise RemoteProtocolError(
-                    f"a call begins with {type(run).__name__} and {len(descriptors)} descriptors"
+                    f"a call begins with {type(first).__name__} and {len(descriptors)} descriptors"
                 )
         except BaseException:
             _link.close_all(descriptors)
             raise
-        return run, descriptors
+        return first, descriptors
 
     def _says_something(self, seconds: float) -> bool:
         """Whether the agent does, or hangs up, within so many seconds."""
@@ -327,8 +332,8 @@ class Call:
         if not untrusted:
             raise Gone
         packet = keeper_link.parse(untrusted, AGENT)
-        if isinstance(packet, Run):
-            raise RemoteProtocolError("a second Run")
+        if isinstance(packet, Run | Kill):
+            raise RemoteProtocolError(f"a {type(packet).__name__} in the middle of a call")
         return packet
 
     def _send(self, packet: Packet, passed: int = -1) -> None:

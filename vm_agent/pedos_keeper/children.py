@@ -42,9 +42,10 @@ class Children:
     def __init__(self) -> None:
         # Held for steps that wait for nothing.
         self._lock = threading.Lock()
-        self._births = 0  # of those that `_running` does not have yet
+        self._births: list[bytes] = []  # the marks of those that `_running` does not have yet
+        self._unwanted: set[bytes] = set()  # of them those that are to be killed at once
         self._running: dict[int, Child] = {}  # by pid, until they are reaped
-        self._left: list[CallGroup] = []  # with what calls have left in them
+        self._left: list[Child] = []  # whose calls have left something in their groups
 
     def start(
         self,
@@ -60,7 +61,7 @@ class Children:
         where = None if group is None else group.begin_in
         child = None
         with self._lock:
-            self._births += 1
+            self._births.append(mark)
         try:
             # Without the lock: a disk that does not answer may hold up this one for ever.
             try:
@@ -73,9 +74,13 @@ class Children:
             child = Child(self, pid, file, group, mark)
         finally:
             with self._lock:
-                self._births -= 1
+                self._births.remove(mark)
+                is_unwanted = mark in self._unwanted
+                self._unwanted.discard(mark)
                 if child is not None:
                     self._running[child.pid] = child
+        if is_unwanted:
+            child.kill()
         return child
 
     def reap(self) -> bool:
@@ -83,7 +88,7 @@ class Children:
         any process is left."""
         with self._lock:
             is_any_left = self._reap(tuple(self._running))
-            self._left = [group for group in self._left if not group.close()]
+            self._left = [child for child in self._left if not child.close_group()]
         return is_any_left
 
     def look_at(self, child: Child) -> None:
@@ -111,10 +116,23 @@ class Children:
             child.status = os.waitstatus_to_exitcode(status)
         return pid != 0
 
-    def leave(self, group: CallGroup) -> None:
+    def leave(self, child: Child) -> None:
         """A call is over, and something runs in its group: `reap` removes that after it."""
         with self._lock:
-            self._left.append(group)
+            self._left.append(child)
+
+    def kill_marked(self, mark: bytes) -> None:
+        """End what the process that began with this mark has started, whether its call is over or
+        not: all of it, as `Child.kill` does."""
+        with self._lock:
+            known = [*self._running.values(), *self._left]
+            if mark in self._births:
+                self._unwanted.add(mark)
+        for child in known:
+            if child.mark == mark:
+                child.kill()
+                return
+        kill_session(None, mark)
 
     def signal_group(self, child: Child, number: int) -> None:
         """Send a signal to its process group; nothing if none is left."""
@@ -161,7 +179,7 @@ class Child:
         self.file = file
         self.group = group
         self.status: int | None = None
-        self._mark = mark
+        self.mark = mark
         self._children = children
 
     def __enter__(self) -> Child:
@@ -187,13 +205,17 @@ class Child:
         session and what has left that with the environment that it was given."""
         if self.group is None or not self.group.kill():
             # Once it is reaped, the session's number may be that of another one.
-            kill_session(self.pid if self.status is None else None, self._mark)
+            kill_session(self.pid if self.status is None else None, self.mark)
 
     def close(self) -> None:
         """Stop watching it; it goes on if it runs."""
         os.close(self.file)
-        if self.group is not None and not self.group.close():
-            self._children.leave(self.group)
+        if not self.close_group():
+            self._children.leave(self)
+
+    def close_group(self) -> bool:
+        """Remove its control group; False if something runs in it."""
+        return self.group is None or self.group.close()
 
 
 def kill_session(session: int | None, mark: bytes = b"") -> None:

@@ -80,6 +80,11 @@ class Environment(dict[str, str]):
         return [*self.lines, *spawning.lines_of(more)]
 
 
+def mark_of(call: str) -> bytes:
+    """The line of the environment that all have which this call has started."""
+    return f"{CALL_ID}={call}".encode("ascii")
+
+
 def of_call(run: Run) -> dict[str, str]:
     """What a service is told of its call."""
     told = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import pwd
 import socket
@@ -30,6 +31,7 @@ from pedos_protocol.keeper_link import (
     Connected,
     Finished,
     ForUser,
+    Kill,
     NotFound,
     Packet,
     Problem,
@@ -44,6 +46,8 @@ from pedos_protocol.keeper_link import (
 from pedos_vchan.service_start import ask_keeper
 
 from pedos_agent.system.reading import words
+
+log = logging.getLogger(__name__)
 
 #: Where systemd makes the sockets of keepers, each named after its user.
 FOLDER: Final = Path("/run/pedos-run")
@@ -145,10 +149,10 @@ class KeeperCall:
         *,
         owner: bytes = b"",
     ) -> None:
-        """Takes all of them over. Without a connection the answer is final. `owner` is that of what
-        comes over a connection that is not heard yet (`passed.Closer`)."""
+        """Takes all of them over. Without a connection the answer is final. `owner` is the path of
+        the keeper, and the owner of what comes over the connection (`passed.Closer`)."""
         self.answer: Answer | None = answer
-        self._owner = owner
+        self.owner: Final = owner
         self._connection = connection
         self._service = service
 
@@ -162,7 +166,7 @@ class KeeperCall:
         """The connection, for what the call's thread leaves to the agent; few calls need it."""
         if isinstance(self._connection, int):
             connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self._connection)
-            self._connection = PacketSocket(connected, self._owner)
+            self._connection = PacketSocket(connected, self.owner)
         return self._connection
 
     async def first_answer(self, error: int, user: str | None) -> None:
@@ -213,7 +217,7 @@ class KeeperCall:
         """Hang up: the call is over in good order, or its caller is gone."""
         connection, self._connection = self._connection, None
         if isinstance(connection, int):
-            closer.hang_up(self._owner, connection, _FINISHED if is_finished else b"")
+            closer.hang_up(self.owner, connection, _FINISHED if is_finished else b"")
         elif connection is not None:
             if is_finished:
                 _send(connection, _FINISHED)
@@ -225,6 +229,19 @@ class KeeperCall:
     def _send(self, packet: Packet) -> None:
         if (packets := self._packets()) is not None:
             _send(packets, build(packet))
+
+
+def kill_left(keeper: bytes, call: str) -> None:
+    """Have the keeper at this path end what a call has left running which it was told was over."""
+    try:
+        with contextlib.closing(
+            PacketSocket(_connected(Path(os.fsdecode(keeper))), keeper)
+        ) as link:
+            link.send_now(build(Kill(call)))
+    except OSError as error:
+        # One that has ended has left nothing.
+        if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+            log.warning("what the call %s has left may run on: %s", call, words(error))
 
 
 def _send(packets: PacketSocket, raw: bytes) -> None:
@@ -252,7 +269,8 @@ async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int])
             packets.send_now(build(run), descriptors)
             is_sent = True
         with trio.move_on_after(FIRST_WORD_SECONDS):
-            return KeeperCall(packets, *await _answer(packets, user, may_run=is_sent))
+            answer = await _answer(packets, user, may_run=is_sent)
+            return KeeperCall(packets, *answer, owner=os.fsencode(path))
         raise _Lacking(await silent(user))
     except OSError as error:
         packets.close()

@@ -71,6 +71,11 @@ class Desk(Protocol):
         """Start a task. OSError."""
         ...
 
+    def left(self, call: str, keeper: bytes) -> None:
+        """The keeper at this path has been told that the caller is gone: what the call has started
+        may run on."""
+        ...
+
     def over(self, call: ServedCall, channel: Channel, end: CallEnd) -> None:
         """It is over, and uses the channel no longer."""
         ...
@@ -371,6 +376,7 @@ class ServedCall:
         self._is_hung_up = True
         if self._keeper is not None:
             self._keeper.hang_up()
+            self._desk.left(self.wanted.call, self._keeper.owner)
 
     def _obey(self) -> None:
         """End it as dom0 has said."""
@@ -402,6 +408,8 @@ class ServedCall:
         self._close_streams()
         if self._keeper is not None:
             self._keeper.close(is_finished=is_finished)
+            if not is_finished:
+                self._desk.left(self.wanted.call, self._keeper.owner)
         self._desk.over(self, channel, end)
 
     def _close_streams(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 from pedos_host.faultpoints import pass_by, reach
@@ -12,15 +12,19 @@ from pedos_protocol.agent_messages import parse_params
 from pedos_protocol.call_messages import RunningCall, ServiceStart
 from pedos_protocol.errors import CallError
 from pedos_protocol.schema import to_wire
-from pedos_vchan.call_pump import CallEnd
+from pedos_vchan.call_pump import LOST, CallEnd
 from pedos_vchan.channel import Channel
 from pedos_vchan.later import Later
 from pedos_vchan.peer import Handler, Peer
 
 from pedos_agent.calls.channels import Channels, Tell
-from pedos_agent.calls.keepers import Keepers
+from pedos_agent.calls.keepers import Keepers, kill_left
 from pedos_agent.calls.served_call import ServedCall
 from pedos_agent.settings import Settings
+
+# Calls whose callers have gone, of which it is known who keeps what they have left running: as many
+# as run. dom0 may have said that it ends one, and this VM has first heard that its caller is gone.
+LEFT_MAX: Final = 128
 
 
 class Serving:
@@ -34,6 +38,7 @@ class Serving:
         self._channels = channels
         self.tell = tell
         self._calls: dict[str, ServedCall] = {}
+        self._left: dict[str, bytes] = {}  # the keepers of the last ones
         self._nursery: trio.Nursery | None = None
         self._fewer = trio.Event()
 
@@ -58,12 +63,14 @@ class Serving:
                     await self._fewer.wait()
 
     async def kill(self, call: str, kind: str, status: int, text: str) -> bool:
-        """End a call; whether there is such a one here."""
+        """End a call, or what it has left running; whether there is such a one here."""
         await trio.lowlevel.checkpoint()
-        found = self._calls.get(call)
+        found, left = self._calls.get(call), self._left.get(call)
         if found is not None:
             found.kill(kind, status, text)
-        return found is not None
+        if left is not None and kind != LOST:  # that it knows
+            kill_left(left, call)
+        return found is not None or left is not None
 
     def running(self) -> list[RunningCall]:
         """The calls that run here."""
@@ -112,6 +119,12 @@ class Serving:
         if self._nursery is None:
             raise OSError("this VM's agent ends")
         self._nursery.start_soon(task, *arguments)
+
+    def left(self, call: str, keeper: bytes) -> None:
+        """The keeper may have something running of a call whose caller has gone."""
+        self._left[call] = keeper
+        if len(self._left) > LEFT_MAX:
+            del self._left[next(iter(self._left))]
 
     def over(self, call: ServedCall, channel: Channel, end: CallEnd) -> None:
         """The call is over, and has let go of the channel."""
