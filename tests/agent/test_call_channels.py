@@ -16,7 +16,7 @@ from pedos_protocol.errors import CallError
 from pedos_vchan.channel import Channel
 from pedos_vchan.ready import ready
 from pedos_vchan.stream import VchanStream
-from pedos_vchan.transport import SharedMemory
+from pedos_vchan.transport import Listener, SharedMemory
 
 from tests.patience import PATIENCE
 
@@ -218,6 +218,38 @@ async def test_a_vm_that_does_not_listen_is_not_waited_for(
     with pytest.raises(CallError, match="no channel to the calling VM: No such file"):
         await pair.service.channels.connect(2, PORT)
     await pair.open()
+
+
+class Stuck:
+    """A transport that makes nothing, as when the hypervisor or its store hangs."""
+
+    async def listen(self, *_: object) -> Listener:
+        await trio.sleep_forever()
+
+    async def connect(self, *_: object) -> Channel:
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("way", ["listen", "connect"])
+async def test_a_channel_that_waits_for_others_is_given_up_in_the_same_time(
+    way: str, nursery: trio.Nursery, autojump_clock: trio.abc.Clock
+) -> None:
+    stuck = Channels(Stuck(), lambda *_: None)  # type: ignore[arg-type]
+    await nursery.start(stuck.run)
+    failures: list[CallError] = []
+
+    async def make(port: int) -> None:
+        with pytest.raises(CallError, match="within 10 s") as failed:
+            await (stuck.connect(3, port) if way == "connect" else stuck.listen(3, port, ORDERS))
+        failures.append(failed.value)
+
+    begun = trio.current_time()
+    async with trio.open_nursery() as making:
+        for port in range(PORT, PORT + 3 * channels.MAKING_MAX):
+            making.start_soon(make, port)
+    assert trio.current_time() - begun == pytest.approx(channels.SETUP_SECONDS)
+    assert len(failures) == 3 * channels.MAKING_MAX
+    assert stuck.idle() == ()
 
 
 async def test_who_stops_waiting_for_a_channel_leaves_none(

@@ -189,6 +189,23 @@ async def test_an_end_that_no_agent_obeys_is_not_said_to_be_one(
     calling.assert_nothing_left()
 
 
+async def test_an_end_that_is_asked_for_again_is_told_once(
+    calling: Calling, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    answer = await calling.work.call()
+    await quiet()
+    calling.vault.agent.on["service.kill"] = hang
+    calling.work.ends_when_killed = False
+    for _ in range(3):
+        nursery.start_soon(not_confirmed, calling, answer["call"], "vault", "work")
+    await trio.sleep(ends.CONFIRMED_SECONDS + 1)
+    assert calling.vault.agent.calls.count("service.kill") == 1
+    await trio.sleep(ends.KILL_TIMEOUT)  # which is over now: who asks once more is obeyed
+    await not_confirmed(calling, answer["call"], "vault", "work")
+    assert calling.vault.agent.calls.count("service.kill") == 2
+    nursery.cancel_scope.cancel()
+
+
 async def test_dom0s_user_ends_a_call_that_asks(calling: Calling, autojump_clock: Clock) -> None:
     async with calling.world.client.prompter(None, calls=True) as prompter:
         errors: list[CallError] = []

@@ -74,6 +74,7 @@ class Ends:
         # Calls of which one side has ended, and when the log has to have that.
         self._half_ended: dict[Call, float] = {}
         self._tells_late = False
+        self._ending: set[Call] = set()  # whose agents are being told of what dom0's user wants
         # The ends that agents have told, by call and VM; the last ones.
         self._heard: dict[tuple[str, str], None] = {}
 
@@ -160,10 +161,11 @@ class Ends:
         whose agents have not told that by then; they have been asked."""
         text = "dom0's user ended the call"
         call.ended_by = by
-        if call.decided.is_set:
-            self._nursery.start_soon(self._end_both, call, text)  # also if the user goes away
-        else:
+        if not call.decided.is_set:
             call.stop(text)
+        elif call not in self._ending:
+            self._ending.add(call)
+            self._nursery.start_soon(self._end_both, call, text)  # also if the user goes away
         with trio.move_on_after(CONFIRMED_SECONDS):
             await call.over.wait()
         if not call.over.is_set:
@@ -172,15 +174,18 @@ class Ends:
             raise errors.call_goes_on(names, CONFIRMED_SECONDS)
 
     async def _end_both(self, call: Call, text: str) -> None:
-        await call.answered.wait()  # or the caller's agent would not know it yet
-        async with trio.open_nursery() as nursery:
-            for side in SIDES:
-                link = call.link_of(side)
-                if side not in call.ends and link is not None:
-                    is_told = trio.Event()
-                    nursery.start_soon(self._kill, link, call, "problem", text, is_told)
-                    with trio.move_on_after(AHEAD):
-                        await is_told.wait()
+        try:
+            await call.answered.wait()  # or the caller's agent would not know it yet
+            async with trio.open_nursery() as nursery:
+                for side in SIDES:
+                    link = call.link_of(side)
+                    if side not in call.ends and link is not None:
+                        is_told = trio.Event()
+                        nursery.start_soon(self._kill, link, call, "problem", text, is_told)
+                        with trio.move_on_after(AHEAD):
+                            await is_told.wait()
+        finally:
+            self._ending.discard(call)
 
     def agent_gone(self, link: AgentLink) -> None:
         """The connection to an agent is over: the other sides of its calls end."""

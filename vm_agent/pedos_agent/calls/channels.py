@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 #: Tell(method, params) tells dom0, if it is connected; it does not wait.
 Tell = Callable[[str, dict[str, Any]], None]
 
-# The other VM connects as soon as dom0 has told it to. Between guests that takes 0.1 s; dom0 gives
-# all that it does for a call at most as long.
+# From dom0's request until the channel is there, with the wait for others that are being made: the
+# other VM connects as soon as dom0 has told it to. Between guests that takes 0.1 s; dom0 gives all
+# that it does for a call at most as long.
 SETUP_SECONDS: Final = 10.0
 # The same once dom0's service has ended: a VM that it has told to connect does so by then.
 ALONE_SECONDS: Final = 0.5
@@ -95,9 +96,15 @@ class Channels:
     async def listen(self, peer: int, port: int, orders: tuple[int, int]) -> None:
         """Await that VM at the port; returns when it can connect. CallError, OSError."""
         entry = self._new(peer, port)
+        until = trio.current_time() + SETUP_SECONDS
+        listener = None
         try:
-            async with self._making:
-                listener = await self._transport.listen(peer, port, orders)
+            with trio.CancelScope(deadline=until):
+                async with self._making:
+                    listener = await self._transport.listen(peer, port, orders)
+            if listener is None:
+                message = f"this VM cannot make a channel within {SETUP_SECONDS:g} s"
+                raise CallError("timeout", message)
         except BaseException:
             self._drop(entry)
             raise
@@ -105,7 +112,7 @@ class Channels:
             listener.close()
             self._drop(entry)
             raise CallError("failed", f"port {port} is not wanted any more")
-        entry.listening = trio.CancelScope(deadline=trio.current_time() + SETUP_SECONDS)
+        entry.listening = trio.CancelScope(deadline=until)
         self._nursery.start_soon(self._accept, entry, listener, entry.listening)
 
     async def _accept(self, entry: _Port, listener: Listener, scope: trio.CancelScope) -> None:
@@ -133,8 +140,7 @@ class Channels:
         entry = self._new(peer, port)
         entry.is_client = entry.is_used = True
         try:
-            async with self._making:
-                entry.channel = await self._connected(peer, port)
+            entry.channel = await self._connected(peer, port)
         except BaseException:
             self._drop(entry)
             raise
@@ -142,17 +148,18 @@ class Channels:
         return entry.channel
 
     async def _connected(self, peer: int, port: int) -> Channel:
-        begun = trio.current_time()
-        why = f"it does not answer within {SETUP_SECONDS:g} s"
+        why = f"it is not there within {SETUP_SECONDS:g} s"
         with trio.move_on_after(SETUP_SECONDS):
-            while True:
-                try:
-                    return await self._transport.connect(peer, port)
-                except (FileNotFoundError, ConnectionRefusedError) as error:
-                    if trio.current_time() - begun >= CONNECT_SECONDS:
-                        why = error.strerror or str(error)
-                        break
-                await trio.sleep(RETRY_SECONDS)
+            async with self._making:
+                begun = trio.current_time()
+                while True:
+                    try:
+                        return await self._transport.connect(peer, port)
+                    except (FileNotFoundError, ConnectionRefusedError) as error:
+                        if trio.current_time() - begun >= CONNECT_SECONDS:
+                            why = error.strerror or str(error)
+                            break
+                    await trio.sleep(RETRY_SECONDS)
         raise CallError("failed", f"no channel to the calling VM: {why}")
 
     def take_idle(self, peer: int, port: int) -> Channel | None:
