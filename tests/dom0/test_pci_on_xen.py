@@ -712,13 +712,13 @@ async def test_a_look_holds_a_devices_disks_only_in_its_turn(
     """Or who is about to give the device would find them in use."""
     async with running(host) as driver:
         pci = carrier(driver)
-        unused, turns = pci._unused, []
+        unused, turns = pci._dom0.unused, []
 
         def in_turn(function: Function, name: str) -> contextlib.AbstractAsyncContextManager[None]:
             turns.append(pci._turn.locked())
             return unused(function, name)
 
-        monkeypatch.setattr(pci, "_unused", in_turn)
+        monkeypatch.setattr(pci._dom0, "unused", in_turn)
         assert await pci.why_unfit(lease().key, "work", {}) is None
         await pci.prepare(lease())
         assert turns == [True, True] and not pci._turn.locked()

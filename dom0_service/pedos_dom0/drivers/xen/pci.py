@@ -7,41 +7,30 @@ made ready and given by `attach` alone, if the VM can take it.
 
 Everything that xl says wrongly or not at all is found out before xl is asked (pci_rules, pciback,
 `pedos_host.pci_use`). After the end of a VM its devices stay with pciback: what a VM may have
-reprogrammed does not come back to dom0 unless `give-back=yes`.
+reprogrammed does not come back to dom0 unless `give-back=yes` (pci_dom0).
 """
 
 from __future__ import annotations
 
-import logging
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
-from pedos_host import pci_use
-from pedos_host.in_time import in_time
 
 from pedos_dom0.drivers.base import DOM0_NAME, NO_DOMAIN, DriverError
 from pedos_dom0.drivers.xen import pci_rules, pci_sysfs, pciback
+from pedos_dom0.drivers.xen.pci_dom0 import LOOK_SECONDS, Dom0Side, ask_kernel, give_back
 from pedos_dom0.drivers.xen.pci_sysfs import PCIBACK
 from pedos_dom0.drivers.xen.xenstore import DOMAINS, silent, wait_for
 from pedos_dom0.drivers.xen.xl import Unfinished, can_pass_through
 from pedos_dom0.errors import only_at_start
 from pedos_dom0.tables.leases import PENDING
-from pedos_dom0.tasks.disk import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncIterator,
-        Callable,
-        Collection,
-        Iterable,
-        Iterator,
-        Mapping,
-    )
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
-    from typing import TypeVar
 
     from pedos_dom0.drivers.xen.pci_sysfs import Function
     from pedos_dom0.drivers.xen.pciback import Given
@@ -50,12 +39,7 @@ if TYPE_CHECKING:
     from pedos_dom0.tables.leases import Lease
     from pedos_dom0.tables.registry import DeviceKey
 
-    T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-# These ask the kernel or the hypervisor; a driver that lets go of a device with disks takes 4 s.
-ASSIGNABLE_SECONDS: Final = 20.0
+# A question to the hypervisor: milliseconds, unless dom0 is busy.
 QUICK_SECONDS: Final = 15.0
 # xl itself waits 10 s for the two ends; the driver in the VM may wait twice for its controller,
 # 5 s each time (11 s were seen).
@@ -65,10 +49,6 @@ DETACH_SECONDS: Final = 30.0
 # one by one, and waits up to 10 s for each.
 CREATE_SECONDS_EACH: Final = 10.0
 DESTROY_SECONDS_EACH: Final = 15.0
-# A reset is done in some 100 ms, by a bus in a second; a device that is not back after this has
-# failed it. Looks at sysfs take milliseconds.
-RESET_SECONDS: Final = 10.0
-LOOK_SECONDS: Final = 5.0
 
 
 @attrs.define(eq=False)
@@ -118,7 +98,7 @@ class XenPci:
         self._open_store = open_store
         self._has_ended = has_ended
         self._sys = sys_root
-        self._dev = dev_root
+        self._dom0 = Dom0Side(xl, sys_root, dev_root, self._is_wanted)
         self._mine: dict[str, _Mine] = {}  # by attachment
         self._has_iommu = False
         # A check holds until the device is given: no other check may come between.
@@ -225,7 +205,7 @@ class XenPci:
         try:
             function = await self._checked(key, vm, options)
             # It holds the device's disks: who is about to give it would find them in use.
-            async with self._unused(function, str(key)):
+            async with self._dom0.unused(function, str(key)):
                 return None
         except DriverError as error:
             return str(error)
@@ -235,9 +215,10 @@ class XenPci:
     async def _make_ready(self, lease: Lease) -> None:
         """pciback has it, and a VM may get it; DriverError, and then it is where it was."""
         function = await self._checked(lease.key, lease.vm, lease.options)
-        mine = _Mine(lease, function.address)
-        await self._take(mine, function, str(lease.key), is_strict=_is_strict(lease.options))
-        self._mine[lease.attachment] = mine
+        is_strict = _is_strict(lease.options)
+        await self._dom0.take(function, str(lease.key), is_strict=is_strict)
+        had_driver = None if function.driver == PCIBACK else function.driver
+        self._mine[lease.attachment] = _Mine(lease, function.address, had_driver)
 
     async def _checked(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> Function:
         """The device, if the VM can be given it as far as a look tells; DriverError."""
@@ -249,7 +230,7 @@ class XenPci:
                 f"{name}: policy allows it read-only, and no PCI device can be that",
                 hint="remove read-only=yes from the rule",
             )
-        picture = await self._look("the PCI devices", partial(pci_sysfs.look, self._sys))
+        picture = await ask_kernel("the PCI devices", partial(pci_sysfs.look, self._sys))
         function = picture.called(key.device)
         if function is None:
             raise DriverError(f"{name} is not there any more", code="not_found")
@@ -299,64 +280,6 @@ class XenPci:
             )
         self._has_iommu = True
 
-    async def _take(self, mine: _Mine, function: Function, name: str, *, is_strict: bool) -> None:
-        """Takes it from dom0's driver, unless pciback has it, and resets it before that."""
-        what = f"{name} could not be taken from dom0"
-        async with self._unused(function, name):
-            if is_strict:
-                try:
-                    await self._look(
-                        f"reset {function.address}",
-                        partial(pci_sysfs.reset, self._sys, function.address),
-                        seconds=RESET_SECONDS,
-                    )
-                except DriverError as error:
-                    raise pci_rules.no_reset(name, str(error)) from error
-            if function.driver == PCIBACK:
-                return
-            words = ("pci-assignable-add", function.address)
-            try:
-                await self._xl.run(*words, seconds=ASSIGNABLE_SECONDS, what=what)
-                driver = await self._driver(function.address)
-                if driver != PCIBACK:
-                    raise DriverError(
-                        f"{what}: {driver or 'no driver'} has it and not pciback",
-                        hint="modprobe xen-pciback, and look at `dmesg`",
-                    )
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._put_back(
-                        function.address, name, if_none_has=function.driver is not None
-                    )
-                raise
-        mine.had_driver = function.driver
-
-    @asynccontextmanager
-    async def _unused(self, function: Function, name: str) -> AsyncIterator[None]:
-        """Within, nothing in dom0 begins to use it; DriverError(busy) if something does."""
-        if function.driver == PCIBACK:
-            yield
-            return
-        holding = pci_use.held(str(self._sys), str(self._dev), function.address)
-        what = f"what uses {function.address} cannot be told"
-
-        def let_go(_held: object) -> None:
-            holding.__exit__(None, None, None)
-
-        try:
-            await self._look(what, holding.__enter__, late=let_go)
-        except pci_use.InUse as used:
-            raise DriverError(
-                f"{name} is in use in dom0: {used}",
-                code="busy",
-                hint="unmount its disks and take its interfaces down, if dom0 can do without it",
-            ) from used
-        try:
-            yield
-        finally:
-            with trio.CancelScope(shield=True):
-                await in_thread(partial(let_go, None))
-
     async def _give_live(self, lease: Lease) -> None:
         what = f"{lease.key} could not be attached to {lease.vm}"
         if lease.attachment in self._mine:
@@ -383,14 +306,14 @@ class XenPci:
             raise DriverError(
                 f"{error}; it stays with pciback, and {had_driver} does not get it back by itself",
                 code=error.code,
-                hint=f"xl pci-assignable-remove -r {mine.address}",
+                hint=give_back(mine.address),
             ) from error
 
     async def _check_permissive(self, lease: Lease) -> None:
         """DriverError if the VM may not write what it is to be able to write."""
         if lease.options.get("permissive") != "yes":
             return
-        listed = await self._look("permissive", partial(pci_sysfs.permissive, self._sys))
+        listed = await ask_kernel("permissive", partial(pci_sysfs.permissive, self._sys))
         if self._mine[lease.attachment].address not in listed:
             raise DriverError(
                 f"permissive=yes did not take effect for {lease.key}: pciback does not list it",
@@ -454,57 +377,16 @@ class XenPci:
         async with self._turn:
             is_dom0s = _comes_back(lease) or (mine is not None and mine.had_driver is not None)
             if is_dom0s and not (mine is not None and mine.is_unclear):
-                await self._put_back(address, str(lease.key), if_none_has=True)
+                await self._dom0.put_back(address, str(lease.key), if_none_has=True)
             else:
                 may_be_dom0s = mine is not None and (mine.is_unclear or mine.is_inherited)
-                await self._tell_where(address, str(lease.key), may_be_dom0s=may_be_dom0s)
+                await self._dom0.tell_where(address, str(lease.key), may_be_dom0s=may_be_dom0s)
 
-    async def _put_back(self, address: str, name: str, *, if_none_has: bool) -> None:
-        """Gives it to its driver in dom0, unless a VM has it, or is about to. The end of an
-        attachment does not depend on that: pciback keeps it otherwise. `if_none_has`: also if no
-        driver has it, as after an xl that was interrupted between dom0's and pciback."""
-        what = f"{name} could not be given back to dom0, and stays with pciback"
-        try:
-            with _asking_store():
-                has = {each.address for each in pciback.given(self._store())}
-            is_wanted = address in has | {mine.address for mine in self._mine.values()}
-            driver = await self._driver(address)
-            if is_wanted or not (driver == PCIBACK or (driver is None and if_none_has)):
-                return
-            failed: DriverError | None = None
-            if driver == PCIBACK:
-                words = ("pci-assignable-remove", "-r", address)
-                try:
-                    await self._xl.run(*words, seconds=ASSIGNABLE_SECONDS, what=what)
-                except DriverError as error:
-                    failed = error
-            # xl knows the driver only of a device that it has taken from one; and one that fails
-            # half-way leaves it to none.
-            driver = await self._driver(address)
-            if driver is None:
-                await self._look(what, partial(pci_sysfs.probe, self._sys, address))
-            elif failed is not None and driver == PCIBACK:
-                raise failed
-        except DriverError as error:
-            logger.warning("%s", error)
-
-    async def _tell_where(self, address: str, name: str, *, may_be_dom0s: bool) -> None:
-        """An xl that ended with the last service may have been between dom0's driver and pciback,
-        and pciback may have what dom0 had before an attach that was interrupted. What an
-        administrator has left so looks the same: so it is only told."""
-        try:
-            is_there = await self._look(name, partial(pci_sysfs.look_at, self._sys, address))
-        except DriverError as error:
-            logger.warning("%s", error)
-            return
-        if is_there is None:
-            return
-        if is_there.driver is None:
-            text = "%s has no driver, neither one of dom0 nor pciback; to give it one of dom0: %s"
-            logger.warning(text, name, f"echo {address} > /sys/bus/pci/drivers_probe")
-        elif is_there.driver == PCIBACK and may_be_dom0s:
-            text = "%s was being given to a VM, and stays with pciback; to give it back to dom0: %s"
-            logger.warning(text, name, f"xl pci-assignable-remove -r {address}")
+    def _is_wanted(self, address: str) -> bool:
+        """Whether a VM has the device there, or is about to get it. DriverError."""
+        with _asking_store():
+            has = {each.address for each in pciback.given(self._store())}
+        return address in has | {mine.address for mine in self._mine.values()}
 
     # Looking
 
@@ -536,25 +418,6 @@ class XenPci:
             return pci_sysfs.address_of(self._sys, lease.key.device)
         except OSError as error:
             raise DriverError(f"the PCI devices cannot be looked at: {error}") from error
-
-    async def _driver(self, address: str) -> str | None:
-        look = partial(pci_sysfs.driver_of, self._sys, address)
-        return await self._look(f"the driver of {address}", look)
-
-    async def _look(
-        self,
-        what: str,
-        look: Callable[[], T],
-        *,
-        seconds: float = LOOK_SECONDS,
-        late: Callable[[T], object] = lambda _result: None,
-    ) -> T:
-        """Asks the kernel, in a thread; `late` gets a result that is not awaited any more.
-        DriverError."""
-        try:
-            return await in_thread(partial(in_time, what, look, seconds=seconds, late=late))
-        except OSError as error:
-            raise DriverError(f"{what}: {error.strerror or error}") from error
 
 
 def _comes_back(lease: Lease) -> bool:
