@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -420,7 +421,7 @@ async def test_what_a_killed_xl_may_have_given_does_not_go_back_to_dom0(
 
 
 async def test_neither_does_what_was_being_given_when_the_service_was_told_to_end(
-    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(host) as driver:
         _, second = await live(host, driver, **{"give-back": "yes"})
@@ -437,20 +438,72 @@ async def test_neither_does_what_was_being_given_when_the_service_was_told_to_en
         assert service.cancelled_caught
         await carrier(driver).detach(second, force=False)
         assert driver_of(tree, ONE) == "pciback"
+    assert "xl pci-assignable-remove -r 0000:04:01.0" in caplog.text
 
 
-@pytest.mark.parametrize("had_domain", [True, False])
-async def test_what_a_killed_service_was_giving_is_told_to_be_with_pciback(
-    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture, had_domain: bool
+@pytest.mark.parametrize("has_ended", [False, True])
+@pytest.mark.parametrize("state", ["pending", "detaching"])
+async def test_what_a_killed_service_worked_on_goes_back_to_dom0_only_if_the_vm_has_ended(
+    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture, state: str, has_ended: bool
 ) -> None:
-    """Nobody knows any more whether dom0 had it before, and a domain may have it unseen."""
-    tree.bind(ADDRESSES[ALONE], "pciback")
-    given = lease(domid=7, options={"give-back": "yes"}) if had_domain else lease()
     async with running(host) as driver:
-        carrier(driver).adopt([given])
-        await carrier(driver).detach(given, force=True)
+        made, second = await live(host, driver, **{"give-back": "yes"})
+        await carrier(driver).attach(second)
+    host.put(f"/local/domain/0/backend/pci/{made.vm_domid}/0/num_devs", "1")  # it was last
+    row = attrs.evolve(second, state=state)
+    async with running(host) as driver:
+        carrier(driver).adopt([made, row])
+        if has_ended:
+            host.destroy(made.vm_domid)
+        await carrier(driver).detach(row, force=False)
+    assert driver_of(tree, ONE) == ("xhci_hcd" if has_ended else "pciback")
+    assert ("to give it back to dom0, once no VM can have it: xl" in caplog.text) != has_ended
+
+
+async def test_neither_does_one_that_could_not_be_looked_at_when_the_service_began(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.bind(ADDRESSES[ONE], "pciback")
+    async with running(host) as driver:
+        _, second = await live(host, driver, **{"give-back": "yes"})
+    async with running(host) as driver:
+        with monkeypatch.context() as patched:
+            patched.setattr(pci_sysfs, "address_of", unreadable)
+            carrier(driver).adopt([second])
+        await carrier(driver).detach(second, force=False)
+        assert driver_of(tree, ONE) == "pciback"
+        assert "pci-assignable-remove" not in " ".join(told(host))
+
+
+def unreadable(_sys: Path, device_id: str) -> str | None:
+    raise OSError(errno.EIO, "Input/output error", device_id)
+
+
+async def test_what_a_killed_service_took_from_dom0_for_no_vm_is_told_to_be_with_pciback(
+    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody knows any more that dom0 had it before."""
+    async with running(host) as driver:
+        await carrier(driver).prepare(lease())
+    async with running(host) as driver:
+        carrier(driver).adopt([lease()])
+        await carrier(driver).detach(lease(), force=True)
     assert driver_of(tree) == "pciback"
-    assert "to give it back to dom0: xl pci-assignable-remove -r 0000:02:00.0" in caplog.text
+    assert "dom0:00_1c.0-00.0 stays with pciback" in caplog.text
+    assert "once no VM can have it: xl pci-assignable-remove -r 0000:02:00.0" in caplog.text
+
+
+async def test_nothing_is_told_of_a_device_that_stays_with_pciback_as_it_should(
+    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(host) as driver:
+        (made,) = await start(host, driver, lease())
+    async with running(host) as driver:
+        carrier(driver).adopt([attrs.evolve(made, state="attached")])
+        host.destroy(made.vm_domid)
+        await carrier(driver).detach(made, force=True)
+    assert driver_of(tree) == "pciback"
+    assert "pciback" not in caplog.text
 
 
 @pytest.mark.parametrize("does", [True, False])
@@ -510,6 +563,64 @@ async def test_a_start_whose_xl_was_killed_leaves_no_domain_and_no_device_withou
             await carrier(driver).detach(each, force=True)
             assert driver_of(tree, each.key.device) == "xhci_hcd"
         assert carrier(driver).strays() == {}
+
+
+async def test_what_a_half_made_vm_may_have_does_not_go_back_to_dom0_while_that_is_there(
+    host: Host, tree: PciTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(host) as driver:
+        host.plan(create={"does": True, "gives": 0, "killed": True}, destroy={"exit": 1})
+        with pytest.raises(DriverError, match="xl create was killed by SIGKILL"):
+            await start(host, driver, lease())
+        await carrier(driver).detach(lease(), force=True)
+        assert driver_of(tree) == "pciback"
+        assert "xl pci-assignable-remove -r 0000:02:00.0" in caplog.text
+
+
+async def test_what_a_vm_may_have_whose_making_was_cancelled_does_not_go_back_either(
+    host: Host, tree: PciTree
+) -> None:
+    host.configure("work")
+    async with running(host) as driver:
+        await driver._read_configs()
+        await carrier(driver).prepare(lease())
+        host.plan(create={"does": True, "gives": 0, "hangs": True})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(driver.start, "work", [lease()])
+            await host.until_introduced()
+            nursery.cancel_scope.cancel()
+        await carrier(driver).detach(lease(), force=True)
+        assert driver_of(tree) == "pciback"
+
+
+# A detach that is cancelled
+
+
+async def test_a_detach_that_is_cancelled_before_its_turn_keeps_what_is_known(
+    host: Host, tree: PciTree
+) -> None:
+    async with running(host) as driver:
+        await carrier(driver).prepare(lease())
+        async with carrier(driver)._turn, trio.open_nursery() as nursery:
+            nursery.start_soon(partial(carrier(driver).detach, lease(), force=True))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await carrier(driver).detach(lease(), force=True)
+        assert driver_of(tree) == "xhci_hcd"
+
+
+async def test_neither_is_that_lost_in_its_turn(host: Host, tree: PciTree) -> None:
+    async with running(host) as driver:
+        await carrier(driver).prepare(lease())
+        host.plan(pci_assignable_remove={"does": False, "hangs": True})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(carrier(driver).detach, lease(), force=True))
+            await host.until_called("pci-assignable-remove", 1)
+            nursery.cancel_scope.cancel()
+        assert driver_of(tree) == "pciback"
+        host.plan()
+        await carrier(driver).detach(lease(), force=True)
+        assert driver_of(tree) == "xhci_hcd"
 
 
 # Between two drivers

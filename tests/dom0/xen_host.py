@@ -269,6 +269,12 @@ class Host:
             while len(self.calls(verb)) < times:
                 await watch.changed()
 
+    async def until_introduced(self) -> None:
+        """Waits until xl has made a domain, whether xl has ended or not."""
+        with FolderWatch([self.root / "news"]) as watch:
+            while "@introduceDomain" not in (self.root / "news/events").read_text():
+                await watch.changed()
+
     def put(self, path: str, value: str) -> None:
         folder = self.root / "store" / path.lstrip("/")
         folder.mkdir(parents=True, exist_ok=True)

@@ -314,11 +314,12 @@ class XenDriver:
         async with self._creating, self._transit(name):
             before = self._living(name)
             try:
-                await self._xl.run(
-                    *("create", "-p", str(path), *self._pci.creation_words(devices)),
-                    seconds=CREATE_SECONDS + CREATE_SECONDS_EACH * len(devices),
-                    what="xl did not make it",
-                )
+                with self._pci.moving(devices):
+                    await self._xl.run(
+                        *("create", "-p", str(path), *self._pci.creation_words(devices)),
+                        seconds=CREATE_SECONDS + CREATE_SECONDS_EACH * len(devices),
+                        what="xl did not make it",
+                    )
             except DriverError as error:
                 # A failed create has taken back what it had made. One that the service's end
                 # interrupts is left to the next service, which finds the start in its store.

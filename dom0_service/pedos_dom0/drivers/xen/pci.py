@@ -23,10 +23,10 @@ from pedos_dom0.drivers.base import DOM0_NAME, NO_DOMAIN, DriverError
 from pedos_dom0.drivers.xen import pci_rules, pci_sysfs, pciback
 from pedos_dom0.drivers.xen.pci_dom0 import LOOK_SECONDS, Dom0Side, ask_kernel, give_back
 from pedos_dom0.drivers.xen.pci_sysfs import PCIBACK
-from pedos_dom0.drivers.xen.xenstore import DOMAINS, silent, wait_for
+from pedos_dom0.drivers.xen.xenstore import DOMAINS, seen_domains, silent, wait_for
 from pedos_dom0.drivers.xen.xl import Unfinished, can_pass_through
 from pedos_dom0.errors import only_at_start
-from pedos_dom0.tables.leases import PENDING
+from pedos_dom0.tables.leases import ATTACHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -59,11 +59,6 @@ class _Mine:
     address: str
     # The driver that had it in dom0, if this attach has taken it from one and no VM has had it.
     had_driver: str | None = None
-    # An xl that was killed while it gave it to a VM may have done so in the hypervisor alone. One
-    # that takes it away, and cannot be killed, may not have done so yet.
-    is_unclear: bool = False
-    # The service before this one was about to give it: had_driver went with that one.
-    is_inherited: bool = False
 
     @property
     def words(self) -> str:
@@ -100,6 +95,9 @@ class XenPci:
         self._sys = sys_root
         self._dom0 = Dom0Side(xl, sys_root, dev_root, self._is_wanted)
         self._mine: dict[str, _Mine] = {}  # by attachment
+        # Attachments of which an xl that was killed, cannot be killed, or ended with the last
+        # service, has done nobody knows what: the hypervisor alone may know that a VM has one.
+        self._unclear: set[str] = set()
         self._has_iommu = False
         # A check holds until the device is given: no other check may come between.
         self._turn = trio.Lock()
@@ -107,18 +105,14 @@ class XenPci:
     def adopt(self, leases: Iterable[Lease]) -> None:
         """See Carrier. What has no lease here stays where it is: an administrator gave it."""
         for lease in leases:
+            if lease.state != ATTACHED:
+                self._unclear.add(lease.attachment)
             try:
                 address = self._address(lease)
             except DriverError:  # it could not be looked at: that is done again when it matters
                 continue
             if address is not None:
-                is_inherited = lease.state == PENDING
-                self._mine[lease.attachment] = _Mine(
-                    lease,
-                    address,
-                    is_unclear=is_inherited and lease.vm_domid != NO_DOMAIN,
-                    is_inherited=is_inherited,
-                )
+                self._mine[lease.attachment] = _Mine(lease, address)
 
     def name_in_target(self, domid: int, asked: str | None, taken: Collection[str]) -> None:
         """See Carrier. The kernel chooses it: see `given_name`."""
@@ -180,6 +174,22 @@ class XenPci:
         of its configuration."""
         specs = [f'"{self._mine[lease.attachment].words}"' for lease in leases]
         return [f"pci += [ {', '.join(specs)} ]"] if specs else []
+
+    @contextmanager
+    def moving(self, leases: Iterable[Lease]) -> Iterator[None]:
+        """Around an xl that gives a VM these devices, or takes them from it: until it has ended by
+        itself, it is unclear whether the VM has them. Who runs it may be cancelled, so that is
+        noted before."""
+        moved = {lease.attachment for lease in leases}
+        self._unclear |= moved
+        try:
+            yield
+        except Unfinished:
+            raise
+        except DriverError:
+            self._unclear -= moved
+            raise
+        self._unclear -= moved
 
     # Before the VM has it
 
@@ -292,15 +302,14 @@ class XenPci:
         had_driver = mine.had_driver
         self.runs(lease.vm_domid)
         words = ("pci-attach", str(lease.vm_domid), mine.words)
-        mine.is_unclear = True  # and stays so if this is cancelled
         try:
-            await self._xl.run(*words, seconds=ATTACH_SECONDS, what=what)
-            mine.is_unclear = False
+            with self.moving([lease]):
+                await self._xl.run(*words, seconds=ATTACH_SECONDS, what=what)
             if not self.is_attached(lease):
                 raise DriverError(f"{what}: xl says nothing, and {lease.vm} does not have it")
         except DriverError as error:
-            mine.is_unclear = isinstance(error, Unfinished)
-            if had_driver is None or (_comes_back(lease) and not mine.is_unclear):
+            is_unclear = lease.attachment in self._unclear
+            if had_driver is None or (_comes_back(lease) and not is_unclear):
                 raise
             # The VM may have had it for a moment, or has it.
             raise DriverError(
@@ -327,12 +336,12 @@ class XenPci:
         what = f"{lease.key} could not be detached from {lease.vm}"
         given = self._given(lease)
         if given is not None:
-            mine = self._mine.setdefault(lease.attachment, _Mine(lease, given.address))
+            self._mine.setdefault(lease.attachment, _Mine(lease, given.address))
             if not self._is_over(lease):
-                mine.is_unclear = not await self._take_away(given, what, force=force)
+                await self._take_away(lease, given, what, force=force)
             elif not await self._goes(lease, given.domid) and lease.vm_domid != NO_DOMAIN:
                 # One that crashed, and is kept.
-                mine.is_unclear |= not await self._take_away(given, what, force=True)
+                await self._take_away(lease, given, what, force=True)
         if self.is_attached(lease):
             raise DriverError(f"{what}: it is still there", code="failed" if force else "busy")
         await self._afterwards(lease)
@@ -340,19 +349,20 @@ class XenPci:
     def _is_over(self, lease: Lease) -> bool:
         return lease.vm_domid == NO_DOMAIN or self._has_ended(lease.vm_domid)
 
-    async def _take_away(self, given: Given, what: str, *, force: bool) -> bool:
-        """Whether xl has ended; DriverError if the domain has it as before."""
+    async def _take_away(self, lease: Lease, given: Given, what: str, *, force: bool) -> None:
+        """DriverError if the domain has it as before."""
         words = ("pci-detach", *(("-f",) if force else ()), str(given.domid), given.address)
         try:
-            await self._xl.run(*words, seconds=DETACH_SECONDS, what=what)
+            with self.moving([lease]):
+                await self._xl.run(*words, seconds=DETACH_SECONDS, what=what)
         except DriverError as error:
             with _asking_store():
                 left = pciback.given_to(self._store(), given.domid)
             if given.address in {each.address for each in left}:
                 code = error.code if force else "busy"
                 raise DriverError(str(error), code=code, hint=error.hint) from error
-            return not (isinstance(error, Unfinished) and error.still_runs)
-        return True
+            if not (isinstance(error, Unfinished) and error.still_runs):
+                self._unclear.discard(lease.attachment)  # xl takes it out of xenstore at the end
 
     async def _goes(self, lease: Lease, domid: int) -> bool:
         """Whether a domain that has ended is gone, with all that it had, waiting for that."""
@@ -367,20 +377,37 @@ class XenPci:
         )
 
     async def _afterwards(self, lease: Lease) -> None:
-        """No VM has it. It goes back to dom0 if that is wanted, or if no VM has had it, so that a
-        failed start costs dom0 nothing. What a VM may have without xl's knowledge stays away from
-        dom0, whose driver would work on that VM's memory."""
-        mine = self._mine.pop(lease.attachment, None)
-        address = self._address(lease) if mine is None else mine.address
-        if address is None:
-            return
+        """No VM has it, as far as xenstore knows. It goes back to dom0 if that is wanted, or if no
+        VM has had it, so that a failed start costs dom0 nothing. While there is a domain that may
+        have it all the same, it stays away from dom0, whose driver would work on that VM's
+        memory."""
+        attachment, name = lease.attachment, str(lease.key)
         async with self._turn:
+            address, is_unclear = self._address(lease), attachment in self._unclear
+            mine = self._mine.get(attachment)
             is_dom0s = _comes_back(lease) or (mine is not None and mine.had_driver is not None)
-            if is_dom0s and not (mine is not None and mine.is_unclear):
-                await self._dom0.put_back(address, str(lease.key), if_none_has=True)
-            else:
-                may_be_dom0s = mine is not None and (mine.is_unclear or mine.is_inherited)
-                await self._dom0.tell_where(address, str(lease.key), may_be_dom0s=may_be_dom0s)
+            is_safe = not (is_unclear and self._is_domain_left(lease))
+            if mine is not None:
+                del self._mine[attachment]  # it is not wanted any more
+            try:
+                if address is not None and is_dom0s and is_safe:
+                    await self._dom0.put_back(address, name, if_none_has=True)
+                elif address is not None:
+                    await self._dom0.tell_where(address, name, is_unclear=is_unclear)
+            except BaseException:
+                if mine is not None:  # who is cancelled has not done it
+                    self._mine[attachment] = mine
+                raise
+            self._unclear.discard(attachment)
+
+    def _is_domain_left(self, lease: Lease) -> bool:
+        """Whether anything is left of the domain that may have it. DriverError."""
+        with _asking_store():
+            store = self._store()
+            if lease.vm_domid != NO_DOMAIN:
+                return pciback.exists(store, lease.vm_domid)
+            # Whether one was made, nobody knows.
+            return any(domain.name == lease.vm for domain in seen_domains(store).values())
 
     def _is_wanted(self, address: str) -> bool:
         """Whether a VM has the device there, or is about to get it. DriverError."""

@@ -136,10 +136,10 @@ class Dom0Side:
         except DriverError as error:
             logger.warning("%s", error)
 
-    async def tell_where(self, address: str, name: str, *, may_be_dom0s: bool) -> None:
-        """An xl that ended with the last service may have been between dom0's driver and pciback,
-        and pciback may have what dom0 had before an attach that was interrupted. What an
-        administrator has left so looks the same: so it is only told."""
+    async def tell_where(self, address: str, name: str, *, is_unclear: bool) -> None:
+        """An xl that was killed, perhaps with the last service, may have left it between dom0's
+        driver and pciback, or with pciback though dom0 had it before. What an administrator has
+        left so looks the same: so it is only told."""
         try:
             is_there = await ask_kernel(name, partial(pci_sysfs.look_at, self._sys, address))
         except DriverError as error:
@@ -150,8 +150,9 @@ class Dom0Side:
         if is_there.driver is None:
             text = "%s has no driver, neither one of dom0 nor pciback; to give it one of dom0: %s"
             logger.warning(text, name, f"echo {address} > /sys/bus/pci/drivers_probe")
-        elif is_there.driver == PCIBACK and may_be_dom0s:
-            text = "%s was being given to a VM, and stays with pciback; to give it back to dom0: %s"
+        elif is_there.driver == PCIBACK and is_unclear:
+            text = "%s stays with pciback, as work on it was interrupted; to give it back to dom0, "
+            text += "once no VM can have it: %s"
             logger.warning(text, name, give_back(address))
 
     async def _driver(self, address: str) -> str | None:
