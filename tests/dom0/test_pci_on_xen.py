@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ import trio
 import trio.testing
 from pedos_dom0.drivers.base import NO_DOMAIN, DriverError
 from pedos_dom0.drivers.xen import pci as xen_pci
-from pedos_dom0.drivers.xen import pci_sysfs
+from pedos_dom0.drivers.xen import pci_dom0, pci_sysfs
 from pedos_dom0.drivers.xen.driver import XenDriver
 from pedos_dom0.drivers.xen.pci import XenPci
 from pedos_dom0.drivers.xen.pci_sysfs import Function
 from pedos_dom0.drivers.xen.xl import Unfinished
 from pedos_dom0.tables.leases import Lease
 from pedos_dom0.tables.registry import DeviceKey
-from pedos_host import exclusive
+from pedos_host import exclusive, pci_use
 
 from tests.dom0.test_xen_driver import host, running
 from tests.dom0.xen_host import Host
+from tests.patience import PATIENCE
 from tests.pci_tree import BRIDGE, ROOT_PORT, TO_PCI, PciTree
 
 __all__ = ["host"]  # the fixture
@@ -850,3 +852,35 @@ async def test_a_look_does_not_wait_for_one_that_hangs(
         why = await carrier(driver).why_unfit(lease().key, "work", {})
         assert why == "another PCI device is being given to a VM, and this one was not looked at"
         nursery.cancel_scope.cancel()
+
+
+async def test_disks_that_do_not_close_stop_no_other_work_on_pci_devices(
+    host: Host,
+    tree: PciTree,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    closing, closes, closed = threading.Semaphore(0), threading.Event(), threading.Semaphore(0)
+
+    @contextlib.contextmanager
+    def held(*_roots: str) -> Iterator[None]:
+        yield
+        assert threading.current_thread() is not threading.main_thread()
+        closing.release()
+        closes.wait(PATIENCE)
+        closed.release()
+
+    monkeypatch.setattr(pci_use, "held", held)
+    monkeypatch.setattr(pci_dom0, "CLOSE_SECONDS", 0.01)
+    async with running(host) as driver:
+        try:
+            assert await carrier(driver).why_unfit(lease().key, "work", {}) is None
+            assert "the disks of 0000:02:00.0 are not closed after 0.01 s" in caplog.text
+            await carrier(driver).prepare(lease())  # closes them, too, while the first ones hang
+            assert driver_of(tree) == "pciback"
+            for _ in range(2):
+                assert closing.acquire(timeout=PATIENCE)
+        finally:
+            closes.set()
+    for _ in range(2):
+        assert closed.acquire(timeout=PATIENCE)

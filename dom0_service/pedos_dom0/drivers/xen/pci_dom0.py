@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Final
 import trio
 from pedos_host import pci_use
 from pedos_host.in_time import in_time
+from pedos_host.threads import NoThreadError
 
 from pedos_dom0.drivers.base import DriverError
 from pedos_dom0.drivers.xen import pci_rules, pci_sysfs
 from pedos_dom0.drivers.xen.pci_sysfs import PCIBACK
-from pedos_dom0.tasks.disk import in_thread
+from pedos_dom0.tasks.disk import NO_THREAD_SECONDS, in_thread, start_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from typing import TypeVar
+
+    from outcome import Outcome
 
     from pedos_dom0.drivers.xen.pci_sysfs import Function
     from pedos_dom0.drivers.xen.xl import Xl
@@ -37,6 +40,9 @@ ASSIGNABLE_SECONDS: Final = 20.0
 # failed it. Looks at sysfs take milliseconds.
 RESET_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 5.0
+# A disk that nothing was written to is closed in microseconds. One whose controller does not answer
+# may take for ever, and all PCI devices wait for their turn.
+CLOSE_SECONDS: Final = 5.0
 
 
 class Dom0Side:
@@ -106,8 +112,7 @@ class Dom0Side:
         try:
             yield
         finally:
-            with trio.CancelScope(shield=True):
-                await in_thread(partial(let_go, None))
+            await _close(partial(let_go, None), f"the disks of {function.address}")
 
     async def put_back(self, address: str, name: str, *, if_none_has: bool) -> None:
         """Gives it to its driver in dom0, unless a VM has it, or is about to. The end of an
@@ -172,6 +177,31 @@ async def ask_kernel(
         return await in_thread(partial(in_time, what, ask, seconds=seconds, late=late))
     except OSError as error:
         raise DriverError(f"{what}: {error.strerror or error}") from error
+
+
+async def _close(close: Callable[[], None], what: str) -> None:
+    """Has a thread of its own close what is open, to its end, and waits CLOSE_SECONDS for it, also
+    if this is cancelled. in_time would not close a second thing of that name while the first one
+    hangs, nor a seventeenth."""
+    closed = trio.Event()
+
+    def then(result: Outcome[None]) -> None:
+        closed.set()
+        try:
+            result.unwrap()
+        except Exception:  # they are closed all the same
+            logger.exception("%s were closed with an error", what)
+
+    with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
+        while True:
+            try:
+                start_in_thread(close, then)
+                break
+            except NoThreadError:
+                await trio.sleep(NO_THREAD_SECONDS)
+        await closed.wait()
+    if not closed.is_set():
+        logger.warning("%s are not closed after %g s", what, CLOSE_SECONDS)
 
 
 def give_back(address: str) -> str:
