@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -184,6 +185,37 @@ async def test_a_start_leaves_the_vm_paused_until_it_is_let_go(host: Host) -> No
         await driver.resume("work", 1)
         assert host.calls()[1:] == [["unpause", "1"]]
         assert await driver.start("work") == 1
+
+
+@pytest.mark.parametrize(
+    ("unpause", "ended_by"),
+    [({"does": True, "killed": True}, "shutdown"), ({"exit": 1}, "destroy")],
+    ids=["killed", "failed"],
+)
+async def test_a_vm_that_may_run_is_asked_to_shut_down_and_one_that_does_not_cannot_be(
+    host: Host, unpause: dict[str, Any], ended_by: str
+) -> None:
+    host.configure("work")
+    host.plan(unpause=unpause)
+    async with running(host) as driver:
+        await driver.start("work")
+        with pytest.raises(DriverError, match="work could not be unpaused"):
+            await driver.resume("work", 1)
+        await driver.shutdown("work", force=False)
+        assert host.calls()[2:] == [[ended_by, "1"]]
+
+
+async def test_so_is_one_whose_unpause_was_cancelled(host: Host) -> None:
+    host.configure("work")
+    host.plan(unpause={"does": True, "hangs": True})
+    async with running(host) as driver:
+        await driver.start("work")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(driver.resume, "work", 1)
+            await host.until_called("unpause", 1)
+            nursery.cancel_scope.cancel()
+        await driver.shutdown("work", force=False)
+        assert host.calls()[2:] == [["shutdown", "1"]]
 
 
 async def test_a_vm_that_starts_is_on_its_way(host: Host) -> None:

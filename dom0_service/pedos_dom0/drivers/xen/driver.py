@@ -126,7 +126,8 @@ class XenDriver:
         self._store: WatchedStore | None = None
         self._domains: dict[str, DomainInfo] = {}
         self._seen: set[int] = set()  # the domains of the last picture; their names are watched
-        # Those that `start` has made and `resume` has not unpaused.
+        # Those that `start` has made and that have not run: `resume` has not been asked, or xl has
+        # said that it failed.
         self._held_back: set[int] = set()
         self._over: frozenset[int] = frozenset()
         self._over_due = trio.Event()  # it may have changed since the hypervisor was asked
@@ -378,11 +379,17 @@ class XenDriver:
         return _Transit(self, name)
 
     async def resume(self, name: str, domid: int) -> None:
+        # From here on it may run and use what it has, unless xl says that it failed.
         self._pci.runs(domid)
-        await self._xl.run(
-            *("unpause", str(domid)), seconds=QUICK_SECONDS, what=f"{name} could not be unpaused"
-        )
+        was_held_back = domid in self._held_back
         self._held_back.discard(domid)
+        words, what = ("unpause", str(domid)), f"{name} could not be unpaused"
+        try:
+            await self._xl.run(*words, seconds=QUICK_SECONDS, what=what)
+        except DriverError as error:
+            if was_held_back and not isinstance(error, Unfinished):
+                self._held_back.add(domid)
+            raise
 
     async def shutdown(self, name: str, force: bool) -> None:
         domids = self._living(name)
