@@ -190,6 +190,20 @@ async def test_what_cannot_be_given_is_refused_before_anything_is_done(
     assert driver_of(tree) == "xhci_hcd"
 
 
+async def test_one_that_was_put_in_its_place_since_it_was_allowed_is_refused(
+    host: Host, tree: PciTree
+) -> None:
+    """dom0's agent may not have reported that yet."""
+    allowed = attrs.evolve(lease(), identity="8086:2526::p028000")
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match="is another device by now") as caught:
+            await carrier(driver).prepare(allowed)
+        assert "'1b36:000d::p0c0330', and '8086:2526::p028000' was allowed" in str(caught.value)
+        assert driver_of(tree) == "xhci_hcd"
+        assert told(host) == []
+        await carrier(driver).prepare(attrs.evolve(allowed, identity="1b36:000d::p0c0330"))
+
+
 async def test_what_is_attached_is_no_stray(host: Host, tree: PciTree) -> None:
     async with running(host) as driver:
         (made,) = await start(host, driver, lease())

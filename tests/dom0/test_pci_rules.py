@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import attrs
@@ -120,6 +121,7 @@ def pictures(draw: st.DrawFn) -> Picture:
             way=ways[-1],
             kind="0c0330",
             vendor=draw(st.sampled_from(["8086", "1b36"])),
+            device="000d",
             port_type=draw(types),
             driver=None,
             can_reset=True,
@@ -168,3 +170,26 @@ def test_a_broken_list_of_capabilities_ends(tree: PciTree) -> None:
     for content in (bytes(space), bytes(space[:64]), b"", bytes(5)):
         (folder / "config").write_bytes(content)
         assert look(tree.sys).functions["0000:00:04.0"].port_type is None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "is_it"),
+    [
+        ("1b36:000d::p0c0330", True),
+        ("1b36:000d::p-unknown", True),
+        (None, True),
+        ("8086:000d::p0c0330", False),
+        ("1b36:000e::p0c0330", False),
+        ("1b36:000d::p028000", False),
+        ("1b36:000d", False),
+        ("", False),
+    ],
+)
+def test_a_device_is_the_one_that_was_allowed_if_it_has_its_identity(
+    tree: PciTree, allowed: str | None, is_it: bool
+) -> None:
+    tree.add("00:04.0", vendor="1b36", device="000d", kind="0c0330")
+    function = look(tree.sys).functions["0000:00:04.0"]
+    assert function.identity == "1b36:000d::p0c0330"
+    with nullcontext() if is_it else pytest.raises(DriverError, match="is another device by now"):
+        pci_rules.check_identity(function, "dom0:00_04.0", allowed)

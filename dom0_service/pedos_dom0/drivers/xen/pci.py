@@ -224,14 +224,17 @@ class XenPci:
 
     async def _make_ready(self, lease: Lease) -> None:
         """pciback has it, and a VM may get it; DriverError, and then it is where it was."""
-        function = await self._checked(lease.key, lease.vm, lease.options)
+        function = await self._checked(lease.key, lease.vm, lease.options, lease.identity)
         is_strict = _is_strict(lease.options)
         await self._dom0.take(function, str(lease.key), is_strict=is_strict)
         had_driver = None if function.driver == PCIBACK else function.driver
         self._mine[lease.attachment] = _Mine(lease, function.address, had_driver)
 
-    async def _checked(self, key: DeviceKey, vm: str, options: Mapping[str, str]) -> Function:
-        """The device, if the VM can be given it as far as a look tells; DriverError."""
+    async def _checked(
+        self, key: DeviceKey, vm: str, options: Mapping[str, str], identity: str | None = None
+    ) -> Function:
+        """The device, if the VM can be given it as far as a look tells; DriverError. `identity` is
+        that of the device that was allowed."""
         name = str(key)
         if key.backend != DOM0_NAME:
             raise DriverError(f"{name}: only dom0's own PCI devices can be given to a VM")
@@ -244,6 +247,7 @@ class XenPci:
         function = picture.called(key.device)
         if function is None:
             raise DriverError(f"{name} is not there any more", code="not_found")
+        pci_rules.check_identity(function, name, identity)
         pci_rules.check_kind(function, name)
         self._check_free(function, name)
         pci_rules.check_group(picture, function, name, self._others(), vm)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pedos_protocol.kinds import kinds_in
+from pedos_protocol.names import shown
 from pedos_protocol.pci_names import short_address
 
 from pedos_dom0.drivers.base import DriverError
@@ -61,6 +63,22 @@ def check_kind(function: Function, name: str) -> None:
     if function.is_bridge:
         raise DriverError(
             f"{name} is a bridge: it stays with dom0, and what is behind it can be given to a VM",
+            hint="qvm-device pci list dom0",
+        )
+
+
+def check_identity(function: Function, name: str, allowed: str | None) -> None:
+    """DriverError if it is not the device of this identity (pedos_protocol.kinds), but one that is
+    at its port since dom0's agent last reported. None: not known, as an older service leased it."""
+    if allowed is None:
+        return
+    head, kinds = kinds_in(allowed)
+    # An agent may not have been able to read the kind.
+    if head != f"{function.vendor}:{function.device}:" or kinds not in ((), (f"p{function.kind}",)):
+        raise DriverError(
+            f"{name} is another device by now: '{function.identity}', and {shown(allowed)} was "
+            "allowed",
+            code="not_found",
             hint="qvm-device pci list dom0",
         )
 

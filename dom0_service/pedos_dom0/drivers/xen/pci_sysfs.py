@@ -37,14 +37,15 @@ class Function:
     """A PCI device: one function of a slot.
 
     `way` has the addresses of the bridges above it, from the root down, and its own. `kind` is its
-    class, subclass and protocol, in six hexadecimal digits. `port_type` is None for a device
-    without PCI Express. `driver` is None if no driver has it.
+    class, subclass and protocol, in six hexadecimal digits; `vendor` and `device` have four each.
+    `port_type` is None for a device without PCI Express. `driver` is None if no driver has it.
     """
 
     address: str
     way: tuple[str, ...]
     kind: str
     vendor: str
+    device: str
     port_type: int | None
     driver: str | None
     can_reset: bool
@@ -53,6 +54,11 @@ class Function:
     def id(self) -> str:
         """As lists show it."""
         return port_id(self.way)
+
+    @property
+    def identity(self) -> str:
+        """As dom0's agent reports it (pedos_protocol.kinds)."""
+        return f"{self.vendor}:{self.device}::p{self.kind}"
 
     @property
     def slot(self) -> str:
@@ -123,6 +129,7 @@ def look_at(sys_root: Path, address: str) -> Function | None:
         way=way_to(path),
         kind=_field(f"{folder}/class"),
         vendor=_field(f"{folder}/vendor"),
+        device=_field(f"{folder}/device"),
         port_type=_port_type(_space(f"{folder}/config")),
         driver=driver_of(sys_root, address),
         can_reset=os.path.exists(f"{folder}/reset"),
