@@ -262,6 +262,32 @@ async def test_a_twin_that_was_there_before_is_not_taken_for_it(
     assert has(world) == ([(OTHER, "vault")] if is_lent else [])
 
 
+async def test_one_for_which_another_row_waits_is_a_twin_though_they_were_never_there_together(
+    world: World, autojump_clock: Clock
+) -> None:
+    """Not even when that row is gone, as its VM has ended."""
+    await attach(world)
+    await suspend(world)
+    del usb(world).devices["1-2"]
+    usb(world).plug("1-3", "usb", identity=SERIAL, instance="9")
+    await usb(world).report()
+    await attach(world, "vault", OTHER)
+    await suspend(world)
+    assert [row.had_twins for row in world.state.store.suspended()] == [False, False]
+    twin = usb(world).devices.pop("1-3")
+    world.driver.die("vault")
+    await usb(world).report()
+    of_vault, of_work = await resume(world)
+    assert (of_vault[2][0], of_work[2][0]) == ("failed", "not_found")
+    assert rows(world) == [STICK]
+    await world.restart()
+    usb(world).devices["1-3"] = twin
+    await usb(world).report()
+    ((_, _, error, again),) = await resume(world)
+    assert "not at its port, and several devices had the identity" in error[1]
+    assert (has(world), again, rows(world)) == ([], False, [])
+
+
 async def test_what_did_not_come_back_from_one_sleep_is_void_in_the_next(
     world: World, autojump_clock: Clock
 ) -> None:

@@ -169,7 +169,7 @@ class Sleep:
             done.append(await self._resume(row, request))
 
         async with self._resuming:
-            rows = self._state.store.suspended()
+            rows = self._rows()
             if rows:
                 await self._note_begun(rows)
                 await trio.sleep(WAKE_SECONDS)
@@ -179,7 +179,7 @@ class Sleep:
     async def finish(self) -> None:
         """At the start of the service: goes on with what the last one was making again, and says
         what still waits for a `resume`."""
-        rows = [row for row in self._state.store.suspended() if row.boot == self._state.boot]
+        rows = [row for row in self._rows() if row.boot == self._state.boot]
         for row in rows:
             if not row.begun and not row.tried:
                 text = "%s was detached from %s for the sleep of the machine; after it: %s"
@@ -200,6 +200,17 @@ class Sleep:
                 await _each(make, begun)
             except Exception:
                 logger.exception("what a killed service began after the sleep was not finished")
+
+    def _rows(self) -> list[Suspended]:
+        """What is to be made again. A device for which another row waits at another port is a twin,
+        though the two may never have been there together: it must not go to the wrong VM, neither
+        now nor, as each row is noted with that, when the other row is gone."""
+        rows = self._state.store.suspended()
+
+        def has_twins(row: Suspended) -> bool:
+            return row.had_twins or any(_are_twins(row, each) for each in rows)
+
+        return [attrs.evolve(row, had_twins=has_twins(row)) for row in rows]
 
     async def _resume(self, row: Suspended, request: str) -> SleepItem:
         error: CallError | None = None
@@ -287,9 +298,8 @@ class Sleep:
     async def _note_begun(self, rows: list[Suspended]) -> None:
         """If that cannot be written, a service that is killed now leaves them to a `resume`."""
         for row in rows:
-            if not row.begun:
-                with contextlib.suppress(StoreError):
-                    await self._state.store.suspended_put(attrs.evolve(row, begun=True))
+            with contextlib.suppress(StoreError):
+                await self._state.store.suspended_put(attrs.evolve(row, begun=True))
 
     async def _note_tried(self, row: Suspended) -> None:
         """If that cannot be written, it counts as not tried: nothing else attaches the device."""
@@ -304,6 +314,15 @@ class Sleep:
             await self._state.store.suspended_delete(attachment)
         except StoreError as error:
             logger.error("what was detached for the sleep stays noted: %s", error)
+
+
+def _are_twins(row: Suspended, other: Suspended) -> bool:
+    """Whether two were of one identity, and not at one port."""
+    source, other_source = ((each.key.device_class, each.key.backend) for each in (row, other))
+    if source != other_source or row.key == other.key:
+        return False
+    lasting = class_of(row.key.device_class).lasting_identity
+    return lasting(row.identity) == lasting(other.identity) != ""
 
 
 async def _each(work: Callable[..., Awaitable[None]], of: Iterable[object]) -> None:
