@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -438,6 +438,34 @@ def test_a_device_in_use_by_another_program_is_not_taken(
         driver.disconnect("1-1")  # again: nothing
         driver.release("1-1")
     assert kernel.left() == []
+
+
+def test_a_look_while_the_status_changes_sees_the_driver_and_a_status(
+    kernel: FakeKernel, driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the kernel that is made for these tests: a look between any two of its changes."""
+    kernel.plug(Stick("1-1"))
+    driver.take("1-1", any_device)
+    seen: set[tuple[str | None, int | None]] = set()
+
+    def looked_after(change: Callable[..., object]) -> Callable[..., object]:
+        def changed(path: Path, *arguments: object, **more: object) -> object:
+            done = change(path, *arguments, **more)
+            now = driver.device("1-1")
+            assert now is not None
+            seen.add((now.driver, now.status))
+            return done
+
+        return changed
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, monkeypatch.context() as patch:
+        for name in ("unlink", "symlink_to", "write_text", "write_bytes", "replace", "touch"):
+            patch.setattr(Path, name, looked_after(getattr(Path, name)))
+        driver.connect("1-1", theirs.fileno())
+        driver.disconnect("1-1")
+    assert seen == {("usbip-host", 1), ("usbip-host", 2)}
+    driver.release("1-1")
 
 
 # vhci-hcd

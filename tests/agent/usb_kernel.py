@@ -141,16 +141,21 @@ class FakeKernel:
             return stick
 
     def _show(self, stick: Stick) -> None:
-        """Driver, status, interfaces and disk, as they are now."""
+        """Driver, status, interfaces and disk, as they are now. What is there before and after is
+        there all the while: nobody who reads meanwhile is told that no driver has the device."""
         folder = self.sys / "bus/usb/devices" / stick.port
-        (folder / "driver").unlink(missing_ok=True)
-        (folder / "usbip_status").unlink(missing_ok=True)
-        if stick.driver is not None:
-            (folder / "driver").symlink_to(f"../../../../bus/usb/drivers/{stick.driver}")
+        driver = folder / "driver"
+        if driver.is_symlink() and driver.readlink().name != stick.driver:
+            driver.unlink()
+        if stick.driver is not None and not driver.is_symlink():
+            driver.symlink_to(f"../../../../bus/usb/drivers/{stick.driver}")
+        where = f"bus/usb/devices/{stick.port}"
         if stick.driver == "usbip-host":
-            (folder / "usbip_status").write_text(f"{stick.status}\n")
+            self._file(f"{where}/usbip_status", f"{stick.status}\n")
             (folder / "usbip_sockfd").touch()
-        (folder / "bConfigurationValue").write_text("1\n" if stick.configured else "\n")
+        else:
+            (folder / "usbip_status").unlink(missing_ok=True)
+        self._file(f"{where}/bConfigurationValue", "1\n" if stick.configured else "\n")
         entry = self.sys / "bus/usb/drivers/usbip-host" / stick.port
         if stick.driver == "usbip-host" and not entry.is_symlink():
             entry.symlink_to("../../../../nowhere")
