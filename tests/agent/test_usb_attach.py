@@ -623,7 +623,7 @@ async def test_an_agent_that_is_killed_at_any_write_leaves_a_device_deauthorised
     with killed_after(writes, pair, monkeypatch) as done:
         driver.take("1-3", lambda _: True)
         driver.release("1-3", is_authorized=False)
-    # add, unbind, bind, authorised; unbind, deauthorised, probe
+    # add, unbind, bind, authorised; deauthorised, unbind, probe
     assert len(done) == min(writes, 7)
     await exporter.clean_leftovers(driver, give_back=True)
     assert (stick.driver, stick.authorized, pair.left()) == ("usb", False, [])
@@ -707,7 +707,7 @@ async def test_a_source_of_devices_that_are_not_authorised_keeps_them_so(pair: P
     await pair.detach()
     assert (stick.authorized, stick.configured) == (False, False)
     writes = [(path.rpartition("/")[2], text) for path, text in pair.source.kernel.writes]
-    assert writes[-3:] == [("unbind", "1-3"), ("authorized", "0"), ("drivers_probe", "1-3")]
+    assert writes[-3:] == [("authorized", "0"), ("unbind", "1-3"), ("drivers_probe", "1-3")]
 
 
 async def test_a_device_that_was_plugged_again_after_the_last_look_is_not_lent(pair: Pair) -> None:

@@ -416,8 +416,9 @@ def test_a_deauthorised_device_is_authorised_only_while_usbip_host_has_it(
     assert [path.split("/")[-1] for path, _ in kernel.writes][-2:] == ["bind", "authorized"]
     driver.release("1-1", is_authorized=taken.was_authorized)
     assert not stick.authorized
-    assert [path.split("/")[-1] for path, _ in kernel.writes][-2:] == [
+    assert [path.split("/")[-1] for path, _ in kernel.writes][-3:] == [
         "authorized",
+        "unbind",
         "drivers_probe",
     ]
 

@@ -183,14 +183,14 @@ class HostDriver:
         """Give a device back to the drivers of this VM, or, without `give_back`, to none. One that
         was unplugged meanwhile is no error, and one that is back already neither. OSError."""
         device = self.device(name) if is_name(name) else None
-        if device is None:
-            return
-        if device.driver == HOST:
-            self._ignore_gone(lambda: self._command("unbind", name))
-        elif device.driver is not None:
+        if device is None or device.driver not in (None, HOST):
             return
         if not is_authorized:
+            # While usbip-host has the port: after the unbind a module that is loaded just then gets
+            # the interfaces that the VM has configured.
             self._ignore_gone(lambda: self._write(f"{folder_of(self._sys, name)}/authorized", "0"))
+        if device.driver == HOST:
+            self._ignore_gone(lambda: self._command("unbind", name))
         if give_back:
             self._ignore_gone(lambda: self._write(f"{self._sys}/bus/usb/drivers_probe", name))
 
