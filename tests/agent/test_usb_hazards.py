@@ -8,17 +8,20 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import outcome
 import pytest
 from pedos_agent.device_classes import kernel
-from pedos_agent.device_classes.usb import host_driver, vhci
+from pedos_agent.device_classes.usb import host_driver, importer, vhci
 from pedos_agent.device_classes.usb.importer import BorrowedUsb
 from pedos_agent.device_classes.usb.vhci import Vhci
+from pedos_host.in_time import HANGING_MAX, in_time
 from pedos_protocol.errors import CallError
 
 from tests.patience import PATIENCE
 
+from .conftest import ATTACHMENT
 from .test_usb_attach import Pair, is_socket, pair
 from .usb_kernel import Stick
 
@@ -26,10 +29,13 @@ __all__ = ["pair"]  # a fixture
 
 
 class LateKernel:
-    """Does what `pair` does, but not before `go_on` what is written to files of the name `late`."""
+    """Does what `pair` does, but not before `go_on` what is written to files of the name `late`; of
+    `usbip_sockfd` that is the end of a connection if it `ends`."""
 
-    def __init__(self, pair: Pair, late: str) -> None:
+    def __init__(self, pair: Pair, late: str = "", *, ends: bool = False) -> None:
         self.go_on = threading.Event()
+        self._ends = ends
+        self._hanging: set[str] = set()
         self.was_socket: bool | None = None
         self._pair, self._late = pair, late
         self._threads: list[threading.Thread] = []
@@ -37,33 +43,44 @@ class LateKernel:
 
     def write(self, path: str, text: str) -> None:
         """An agent's write_attribute."""
-        if not path.endswith(f"/{self._late}") or text == "-1":
+        is_late = path.endswith(f"/{self._late}") and (text == "-1") == self._ends
+        if not is_late or self.go_on.is_set():
             self._pair.write(path, text)
             return
-        self._local.told.put(outcome.Error(TimeoutError("it does not answer")))
-        self.go_on.wait(PATIENCE)
-        if self._late in ("attach", "usbip_sockfd"):
+        self.hang()
+        if self._late in ("attach", "usbip_sockfd") and not self._ends:
             number = text.split()[1] if self._late == "attach" else text
             self.was_socket = is_socket(number)
         else:
             self._pair.write(path, text)
 
+    def hang(self) -> None:
+        """The step that this thread is in times out, and goes on later."""
+        self._hanging.add(self._local.what)
+        self._local.is_late = True
+        self._local.told.put(outcome.Error(TimeoutError("it does not answer")))
+        self.go_on.wait(PATIENCE)
+
     def in_time(
         self,
-        _what: str,
+        what: str,
         ask: Callable[[], object],
         *,
         late: Callable[[object], object],
         **_more: object,
     ) -> object:
         """As pedos_host.in_time, but the time-out comes as soon as `ask` hangs."""
+        if what in self._hanging:
+            raise TimeoutError("it does not answer")
         told: queue.SimpleQueue[outcome.Outcome[object]] = queue.SimpleQueue()
 
         def run() -> None:
-            self._local.told = told
+            self._local.told, self._local.what, self._local.is_late = told, what, False
             answer = outcome.capture(ask)
-            if self.go_on.is_set() and isinstance(answer, outcome.Value):
-                late(answer.value)
+            if self._local.is_late:
+                if isinstance(answer, outcome.Value):
+                    late(answer.value)
+                self._hanging.discard(what)
             told.put(answer)
 
         thread = threading.Thread(target=run, daemon=True)
@@ -104,6 +121,37 @@ async def test_a_device_that_it_takes_too_late_goes_back_at_once(
         await pair.lend()
     made.end()
     assert pair.is_back()
+
+
+async def test_a_device_goes_back_though_as_many_others_hang_as_may(pair: Pair) -> None:
+    await pair.attach()
+    over = threading.Event()
+    try:
+        for number in range(HANGING_MAX):
+            with pytest.raises(TimeoutError):
+                in_time(f"other {number}", partial(over.wait, PATIENCE), kind="attach", seconds=0)
+        with pytest.raises(CallError, match="the kernel does not answer"):
+            await kernel.step("lend one more", int)
+        await pair.target.attachments.check_import(ATTACHMENT)
+        await pair.detach(may_refuse=True)
+        assert (pair.left(), pair.is_back()) == ([], True)
+    finally:
+        over.set()
+
+
+async def test_a_port_is_freed_though_a_look_at_its_device_hangs(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = LateKernel(pair)
+    monkeypatch.setattr(kernel, "in_time", made.in_time)
+    monkeypatch.setattr(importer, "usb_device", lambda *_: made.hang())
+    handover = await pair.lend()
+    with pytest.raises(CallError, match="look at sys-usb:1-2: the kernel does not answer"):
+        await pair.borrow(handover)
+    assert [text for path, text in pair.target.kernel.writes if path.endswith("/detach")] == ["0"]
+    assert pair.target.kernel.left() == []
+    made.end()
+    await pair.source.attachments.stop_export(ATTACHMENT)
 
 
 async def test_a_port_that_another_device_has_by_now_is_left_to_it(pair: Pair) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 import trio
-from pedos_host.in_time import in_time
+from pedos_host.in_time import Kind, in_time
 from pedos_host.threads import to_thread
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
@@ -30,11 +30,15 @@ def _nothing_to_free(_result: object) -> None:
 
 
 async def step(
-    what: str, work: Callable[[], T], *, late: Callable[[T], object] = _nothing_to_free
+    what: str,
+    work: Callable[[], T],
+    *,
+    kind: Kind = "attach",
+    late: Callable[[T], object] = _nothing_to_free,
 ) -> T:
     """Do one step in a thread. CallError if the kernel does not answer in time, or refuses; the
     thread is then left behind, and `late` undoes what it does after all."""
-    ask = partial(in_time, what, work, kind="attach", seconds=STEP_SECONDS, late=late)
+    ask = partial(in_time, what, work, kind=kind, seconds=STEP_SECONDS, late=late)
     try:
         return await to_thread(ask)
     except TimeoutError as error:
@@ -50,10 +54,12 @@ def with_socket(theirs: socket.socket, work: Callable[[int], T]) -> T:
         return work(kept.fileno())
 
 
-async def until(what: str, done: Callable[[], bool], seconds: float) -> bool:
+async def until(
+    what: str, done: Callable[[], bool], seconds: float, *, kind: Kind = "attach"
+) -> bool:
     """Whether `done`, which only reads, is true within so many seconds."""
     with trio.move_on_after(seconds):
-        while not await step(what, done):  # noqa: ASYNC110 - there is no event to wait for
+        while not await step(what, done, kind=kind):  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(LOOK_SECONDS)
         return True
     return False

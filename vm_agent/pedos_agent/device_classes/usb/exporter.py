@@ -98,7 +98,7 @@ async def _serve(
             with theirs:
                 connect = partial(driver.connect, device.name)
                 work = partial(kernel.with_socket, theirs, connect)
-                await kernel.step(f"lend {device.name}", work)
+                await kernel.step(f"connect {device.name}", work)
             why, reason = await carry_checked(channel, ours, device.devid, is_source=True)
     except CallError as error:
         lifetime.end(error.message)
@@ -131,17 +131,21 @@ async def _take_back(driver: HostDriver, give_back: bool, taken: Taken) -> None:
     nothing if it was unplugged. A step that hangs keeps none of the next from being tried, and is
     done when the kernel goes on."""
     name = taken.device.name
-    look = f"look at {name}"
+    look = f"look who has {name}"
     try:
-        await kernel.step(f"end the connection of {name}", partial(driver.disconnect, name))
-        is_idle = await kernel.until(look, partial(_is_idle, driver, name), IDLE_SECONDS)
+        disconnect = partial(driver.disconnect, name)
+        await kernel.step(f"end the connection of {name}", disconnect, kind="give-back")
+        is_idle = await kernel.until(
+            look, partial(_is_idle, driver, name), IDLE_SECONDS, kind="give-back"
+        )
         why = f"it is in use for {IDLE_SECONDS:g} s more"
     except CallError as error:
         is_idle, why = False, error.message
     if not is_idle:  # the unbind ends a connection, too
         log.warning("%s is taken from usbip-host with its connection: %s", name, why)
-    await kernel.step(f"take back {name}", partial(_release, driver, give_back, taken))
-    now = await kernel.step(look, partial(driver.device, name))
+    release = partial(_release, driver, give_back, taken)
+    await kernel.step(f"take back {name}", release, kind="give-back")
+    now = await kernel.step(look, partial(driver.device, name), kind="give-back")
     if now is not None and now.driver == HOST:
         raise CallError("failed", f"usbip-host does not release {name}")
 
@@ -173,6 +177,7 @@ async def _give_back_leftover(driver: HostDriver, device: UsbDevice, give_back: 
         await kernel.step(
             f"take back {name}",
             partial(driver.release, name, is_authorized=is_authorized, give_back=give_back),
+            kind="give-back",
         )
     except CallError as error:
         log.warning("a device that a predecessor lent may not be back: %s", error.message)
