@@ -11,6 +11,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from pedos_agent.device_classes.kernel import STEP_SECONDS
 from pedos_agent.device_classes.on_machine import scan
 from pedos_agent.device_classes.usb import disks_below, host_driver, usb_device, vhci
 from pedos_agent.device_classes.usb.host_driver import HostDriver
@@ -555,12 +556,13 @@ def test_two_that_look_for_a_port_at_once_get_one_each(
         def __init__(self) -> None:
             self._lock = threading.Lock()
 
-        def __enter__(self) -> None:
+        def acquire(self, *, timeout: float) -> bool:
             if not self._lock.acquire(blocking=False):
                 second_came.set()
-                self._lock.acquire()
+                return self._lock.acquire(timeout=timeout)
+            return True
 
-        def __exit__(self, *_: object) -> None:
+        def release(self) -> None:
             self._lock.release()
 
     def write(path: str, text: str) -> None:
@@ -573,6 +575,7 @@ def test_two_that_look_for_a_port_at_once_get_one_each(
         kernel.write(path, text)
 
     monkeypatch.setattr(vhci, "Lock", Watched)
+    monkeypatch.setattr(vhci, "TURN_SECONDS", PATIENCE)
     monkeypatch.setattr(vhci, "write_attribute", write)
     claims = vhci.Claims()
     both = {name: Vhci(kernel.sys, claims) for name in ("first", "second")}
@@ -591,6 +594,36 @@ def test_two_that_look_for_a_port_at_once_get_one_each(
             assert ports.port(found[name]) is not None  # still its own
             ports.detach(found[name])
     assert kernel.left() == []
+
+
+def test_who_waits_too_long_for_a_port_takes_none_later(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = vhci.Claims()
+    first, second = Vhci(kernel.sys, claims), Vhci(kernel.sys, claims)
+    ours, theirs = socket.socketpair()
+
+    def write(path: str, text: str) -> None:
+        """The kernel hangs: another one asks meanwhile, as long as that."""
+        monkeypatch.setattr(vhci, "write_attribute", kernel.write)
+        with pytest.raises(CallError, match="busy with another device") as caught:
+            second.attach(theirs.fileno(), 0x10003, 3)
+        assert caught.value.code == "busy"
+        kernel.write(path, text)
+
+    monkeypatch.setattr(vhci, "TURN_SECONDS", 0)
+    monkeypatch.setattr(vhci, "write_attribute", write)
+    with ours, theirs:
+        assert first.attach(theirs.fileno(), 0x10002, 3) == 0
+        assert [path.rpartition("/")[2] for path, _ in kernel.writes] == ["attach"]
+        first.detach(0)
+        assert second.attach(theirs.fileno(), 0x10003, 3) == 0  # and the turn is free again
+        second.detach(0)
+    assert kernel.left() == []
+
+
+def test_nobody_waits_for_a_turn_longer_than_the_caller() -> None:
+    assert vhci.TURN_SECONDS < STEP_SECONDS / 2
 
 
 def test_a_refusal_of_vhci_is_told_in_words(kernel: FakeKernel) -> None:
