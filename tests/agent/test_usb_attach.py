@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from pedos_agent.device_classes.usb import (
 )
 from pedos_agent.device_classes.usb.driverless import in_words
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover
-from pedos_agent.device_classes.usb.host_driver import HostDriver
 from pedos_agent.device_classes.usb.vhci import Vhci
 from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.settings import Settings, xen_settings
@@ -652,44 +650,6 @@ async def test_a_connection_that_does_not_end_keeps_no_device(
         "1-2 is taken from usbip-host with its connection: end the connection of 1-2:"
         in caplog.text
     )
-    assert pair.is_back()
-
-
-async def test_a_disconnect_that_hangs_keeps_no_device(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await pair.attach()
-    goes_on = threading.Event()
-    monkeypatch.setattr(kernel, "STEP_SECONDS", 1.0)
-    monkeypatch.setattr(HostDriver, "disconnect", lambda _self, _name: goes_on.wait(PATIENCE))
-    try:
-        await pair.detach()
-        assert pair.is_back()
-    finally:
-        goes_on.set()
-
-
-async def test_disks_that_are_held_too_late_are_not_held(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or nothing could use them any more, nor take the device away without force."""
-    await pair.attach()
-    goes_on, freed = threading.Event(), threading.Event()
-
-    @contextlib.contextmanager
-    def late(_name: str, _roots: Roots) -> Iterator[list[int]]:
-        goes_on.wait(PATIENCE)
-        yield []
-        freed.set()
-
-    with monkeypatch.context() as held_up:
-        held_up.setattr(kernel, "STEP_SECONDS", 1.0)
-        held_up.setattr(importer, "held_below", late)
-        with pytest.raises(CallError, match="the kernel does not answer"):
-            await pair.target.attachments.stop_import(ATTACHMENT, may_refuse=True)
-        goes_on.set()
-        assert await trio.to_thread.run_sync(freed.wait, PATIENCE)
-    await pair.detach()
     assert pair.is_back()
 
 

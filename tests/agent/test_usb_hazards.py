@@ -7,7 +7,7 @@ import errno
 import queue
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import outcome
@@ -16,6 +16,7 @@ from pedos_agent.device_classes import kernel
 from pedos_agent.device_classes.usb import host_driver, importer, vhci
 from pedos_agent.device_classes.usb.importer import BorrowedUsb
 from pedos_agent.device_classes.usb.vhci import Vhci
+from pedos_agent.system.roots import Roots
 from pedos_host.in_time import HANGING_MAX, in_time
 from pedos_protocol.errors import CallError
 
@@ -120,6 +121,45 @@ async def test_a_device_that_it_takes_too_late_goes_back_at_once(
     with pytest.raises(CallError, match="the kernel does not answer"):
         await pair.lend()
     made.end()
+    assert pair.is_back()
+
+
+async def test_a_device_goes_back_though_the_end_of_its_connection_hangs(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pair.attach()
+    made = LateKernel(pair, "usbip_sockfd", ends=True)
+    monkeypatch.setattr(kernel, "in_time", made.in_time)
+    monkeypatch.setattr(host_driver, "write_attribute", made.write)
+    await pair.detach()
+    assert pair.is_back()
+    made.end()
+    assert pair.is_back()
+
+
+async def test_disks_that_are_held_too_late_are_not_held(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nothing could use them any more, nor take the device away without force."""
+    await pair.attach()
+    made, held = LateKernel(pair), list[str]()
+
+    @contextlib.contextmanager
+    def late(name: str, _roots: Roots) -> Iterator[list[int]]:
+        made.hang()
+        held.append(name)
+        yield []
+        held.remove(name)
+        held.append("nothing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "in_time", made.in_time)
+        patch.setattr(importer, "held_below", late)
+        with pytest.raises(CallError, match="to the disks of sys-usb:1-2: the kernel does not"):
+            await pair.target.attachments.stop_import(ATTACHMENT, may_refuse=True)
+        made.end()
+        assert held == ["nothing"]
+    await pair.detach()
     assert pair.is_back()
 
 
