@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pedos_agent.device_classes.usb import (
     exporter,
     host_driver,
     importer,
+    turns,
     vhci,
 )
 from pedos_agent.device_classes.usb.driverless import in_words
@@ -32,6 +34,7 @@ from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.settings import Settings, xen_settings
 from pedos_agent.system.revision import Revision
 from pedos_agent.system.roots import Roots
+from pedos_host.backoff import Backoff
 from pedos_protocol.agent_messages import ExportStart, ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.stream import VchanStream
@@ -146,6 +149,7 @@ async def pair(
     for module in (host_driver, vhci):
         monkeypatch.setattr(module, "write_attribute", made.write)
     monkeypatch.setattr(kernel, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(turns, "Backoff", partial(Backoff, 0.001))
     before = set(os.listdir("/proc/self/fd"))
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -471,9 +475,9 @@ async def test_a_leftover_that_cannot_be_given_back_does_not_end_the_agent(
     driver.take("1-2", lambda _: True)
     pair.source.kernel.refuse["unbind"] = errno.EIO
     await pair.source.attachments.clean_leftovers()
-    assert "may not be back: take back 1-2: Input/output error" in caplog.text
+    assert "1-2 is not back yet, which is tried again: Input/output error" in caplog.text
     pair.source.kernel.refuse.clear()
-    driver.release("1-2")
+    pair.source.kernel.wait(pair.is_back)
 
 
 async def test_a_device_that_another_program_lends_is_left_to_it(
@@ -481,14 +485,14 @@ async def test_a_device_that_another_program_lends_is_left_to_it(
 ) -> None:
     monkeypatch.setattr(exporter, "IDLE_SECONDS", 0.05)
     driver = host_driver.HostDriver(pair.source.kernel.sys)
-    driver.take("1-2", lambda _: True)
+    taken = driver.take("1-2", lambda _: True)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        driver.connect("1-2", theirs.fileno())
+        driver.connect(taken, theirs.fileno())
         await pair.source.attachments.clean_leftovers()
         assert pair.stick.status == 2
-    driver.disconnect("1-2")
-    driver.release("1-2")
+    driver.disconnect(taken)
+    driver.give_back(taken)
 
 
 # Whatever happens, at any step
@@ -603,10 +607,9 @@ async def test_an_agent_that_is_killed_between_any_two_writes_leaves_nothing_to_
 ) -> None:
     driver = host_driver.HostDriver(pair.source.kernel.sys)
     with killed_after(writes, pair, monkeypatch) as done:
-        driver.take("1-2", lambda _: True)
-        driver.release("1-2")
+        driver.give_back(driver.take("1-2", lambda _: True))
     assert len(done) == min(writes, 5)  # add, unbind, bind; unbind, probe
-    await exporter.clean_leftovers(driver, give_back=True)
+    await exporter.clean_leftovers(driver)
     assert (pair.left(), pair.is_back()) == ([], True)
 
 
@@ -619,11 +622,10 @@ async def test_an_agent_that_is_killed_at_any_write_leaves_a_device_deauthorised
     (pair.source.kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("0\n")
     driver = host_driver.HostDriver(pair.source.kernel.sys)
     with killed_after(writes, pair, monkeypatch) as done:
-        driver.take("1-3", lambda _: True)
-        driver.release("1-3", is_authorized=False)
+        driver.give_back(driver.take("1-3", lambda _: True))
     # add, unbind, bind, authorised; deauthorised, unbind, probe
     assert len(done) == min(writes, 7)
-    await exporter.clean_leftovers(driver, give_back=True)
+    await exporter.clean_leftovers(driver)
     assert (stick.driver, stick.authorized, pair.left()) == ("usb", False, [])
 
 
@@ -633,11 +635,20 @@ async def test_a_device_that_cannot_be_given_back_is_told_in_the_log(
     await pair.attach()
     pair.source.kernel.refuse["unbind"] = errno.EIO
     await pair.detach()
-    assert "1-2 may still be with usbip-host: take back 1-2: Input/output error" in caplog.text
+    assert "1-2 is not back yet, which is tried again: Input/output error" in caplog.text
     pair.source.kernel.refuse.clear()
     await pair.attach()  # it can be lent again
     await pair.detach()
     assert pair.is_back()
+
+
+async def test_a_device_that_cannot_be_given_back_is_so_in_the_end(pair: Pair) -> None:
+    await pair.attach()
+    pair.source.kernel.refuse["unbind"] = errno.EIO
+    await pair.detach()
+    assert pair.source.kernel.left() == ["1-2 at usbip-host"]
+    pair.source.kernel.refuse.clear()
+    pair.source.kernel.wait(pair.is_back)
 
 
 async def test_a_connection_that_does_not_end_keeps_no_device(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import outcome
 import pytest
 from pedos_agent.device_classes import kernel
-from pedos_agent.device_classes.usb import host_driver, importer, vhci
+from pedos_agent.device_classes.usb import exporter, host_driver, importer, turns, vhci
 from pedos_agent.device_classes.usb.importer import BorrowedUsb
 from pedos_agent.device_classes.usb.vhci import Vhci
 from pedos_agent.system.roots import Roots
+from pedos_dom0.attachments.stop_timeout import STOP_TIMEOUT
 from pedos_host.in_time import HANGING_MAX, in_time
 from pedos_protocol.errors import CallError
 
@@ -137,6 +141,64 @@ async def test_a_device_goes_back_though_the_end_of_its_connection_hangs(
     assert pair.is_back()
 
 
+async def test_a_device_whose_return_hangs_is_not_lent_again_before_that_is_over(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await pair.attach()
+    made = LateKernel(pair, "unbind")
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "in_time", made.in_time)
+        patch.setattr(host_driver, "write_attribute", made.write)
+        patch.setattr(turns, "TURN_SECONDS", 0)
+        await pair.detach()
+        said = (
+            "it is not known whether 1-2 is back, which is tried again: take back 1-2: the kernel"
+        )
+        assert said in caplog.text
+        assert pair.left() == ["1-2 at usbip-host"]
+        with pytest.raises(CallError, match="1-2 is still being lent or given back"):
+            await pair.lend()
+        made.end()
+        assert pair.is_back()
+    await pair.lend()
+    assert pair.stick.driver == host_driver.HOST
+    await pair.source.attachments.stop_export(ATTACHMENT)
+    assert pair.is_back()
+
+
+async def test_a_device_that_is_back_is_known_to_be_while_the_kernel_holds_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Linux locks a device while it resets it, and some of what sysfs says of it waits for that."""
+    await pair.attach()
+
+    def locked(_root: Path, _name: str) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(host_driver, "usb_device", locked)
+    await pair.detach()
+    assert pair.is_back()
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+async def test_dom0_is_answered_before_it_gives_up_whatever_hangs(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, times = kernel.in_time, dict[str, float]()
+
+    def in_time(what: str, ask: Callable[[], object], *, seconds: float, **more: Any) -> object:
+        times[what] = seconds
+        return real(what, ask, seconds=seconds, **more)
+
+    monkeypatch.setattr(kernel, "in_time", in_time)
+    await pair.attach()
+    await pair.target.attachments.close()  # the source looks why that was
+    await pair.idle()
+    under_way = max(times["connect 1-2"], times["look at 1-2"])
+    ends = [times[f"{what} 1-2"] for what in ("end the connection of", "look who has", "take back")]
+    assert under_way + sum(ends) + exporter.IDLE_SECONDS < STOP_TIMEOUT
+
+
 async def test_disks_that_are_held_too_late_are_not_held(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +292,6 @@ async def test_what_cannot_be_given_back_at_the_start_keeps_nothing_else(
     monkeypatch.setattr(host_driver, "write_attribute", write)
     await pair.source.attachments.clean_leftovers()
     assert [stick.driver for stick in sticks] == [host_driver.HOST, "usb"]
-    assert "take back 1-3: " in caplog.text
+    assert "1-3 is not back yet, which is tried again: Input/output error" in caplog.text
     stuck.clear()
-    await pair.source.attachments.clean_leftovers()
+    pair.source.kernel.wait(lambda: sticks[0].driver == "usb")

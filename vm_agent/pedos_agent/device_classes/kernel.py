@@ -34,11 +34,14 @@ async def step(
     work: Callable[[], T],
     *,
     kind: Kind = "attach",
+    seconds: float | None = None,
     late: Callable[[T], object] = _nothing_to_free,
 ) -> T:
-    """Do one step in a thread. CallError if the kernel does not answer in time, or refuses; the
-    thread is then left behind, and `late` undoes what it does after all."""
-    ask = partial(in_time, what, work, kind=kind, seconds=STEP_SECONDS, late=late)
+    """Do one step in a thread. CallError if the kernel does not answer within `seconds`
+    (STEP_SECONDS), or refuses; the thread is then left behind, and `late` undoes what it does after
+    all."""
+    seconds = STEP_SECONDS if seconds is None else seconds
+    ask = partial(in_time, what, work, kind=kind, seconds=seconds, late=late)
     try:
         return await to_thread(ask)
     except TimeoutError as error:
@@ -55,11 +58,17 @@ def with_socket(theirs: socket.socket, work: Callable[[int], T]) -> T:
 
 
 async def until(
-    what: str, done: Callable[[], bool], seconds: float, *, kind: Kind = "attach"
+    what: str,
+    done: Callable[[], bool],
+    seconds: float,
+    *,
+    kind: Kind = "attach",
+    look_seconds: float | None = None,
 ) -> bool:
-    """Whether `done`, which only reads, is true within so many seconds."""
+    """Whether `done`, which only reads, is true within so many seconds. CallError if it cannot be
+    told; a look that hangs at the end of the time takes `look_seconds` more (STEP_SECONDS)."""
     with trio.move_on_after(seconds):
-        while not await step(what, done, kind=kind):  # noqa: ASYNC110 - there is no event to wait for
+        while not await step(what, done, kind=kind, seconds=look_seconds):  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(LOOK_SECONDS)
         return True
     return False
