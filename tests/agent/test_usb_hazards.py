@@ -89,8 +89,8 @@ class LateKernel:
             told.put(answer)
 
         thread = threading.Thread(target=run, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # others may join all of them at any time
         return told.get(timeout=PATIENCE).unwrap()
 
     def end(self) -> None:
