@@ -426,8 +426,12 @@ async def test_a_source_may_leave_a_device_without_a_driver(pair: Pair) -> None:
     await pair.attach()
     await pair.detach()
     assert (pair.stick.driver, pair.left()) == (None, [])
+    # Nor to one whose module is loaded later: the VM has configured its interfaces.
+    assert (pair.stick.authorized, pair.stick.configured) == (False, False)
+    writes = [(path.rpartition("/")[2], text) for path, text in pair.source.kernel.writes]
+    assert writes[-2:] == [("authorized", "0"), ("unbind", "1-2")]
     await pair.source.attachments.clean_leftovers()  # and a restarted agent leaves it so
-    assert pair.stick.driver is None
+    assert (pair.stick.driver, pair.stick.authorized) == (None, False)
 
     def listed() -> str:
         pair.source.look()
@@ -445,6 +449,19 @@ async def test_a_source_may_leave_a_device_without_a_driver(pair: Pair) -> None:
     pair.source.kernel.pull("1-2")
     pair.source.kernel.plug(pair.stick)
     assert listed() == "Maker Stick"
+
+
+@pytest.mark.parametrize("pair", [{"give_back": False}], indirect=True)
+async def test_a_device_that_was_left_without_a_driver_has_one_when_that_is_not_wished_any_more(
+    pair: Pair,
+) -> None:
+    await pair.attach()
+    await pair.detach()
+    settings = pair.source.attachments.host.settings
+    pair.source.attachments.host.settings = attrs.evolve(settings, give_back=True)
+    await pair.source.attachments.clean_leftovers()  # as a restarted agent does
+    assert pair.is_back()
+    assert (pair.stick.authorized, pair.stick.configured) == (True, True)
 
 
 async def test_a_module_that_is_not_there_is_told(

@@ -235,6 +235,7 @@ class FakeKernel:
     def _authorize(self, stick: Stick, text: str) -> int:
         stick.authorized = stick.configured = text == "1"
         self._file(f"bus/usb/devices/{stick.port}/authorized", text + "\n")
+        self._show(stick)
         return 0
 
     def _probe(self, stick: Stick) -> int:

@@ -76,7 +76,9 @@ class Taken:
 
 class HostDriver:
     """usbip-host under this root of sysfs. All that share `turns` take and give back a device one
-    after the other. Without `gives_back` a device that a VM had is left to no driver."""
+    after the other. Without `gives_back` a device that a VM had is left to no driver, and
+    deauthorised: else a module that is loaded later would get the interfaces that the VM has
+    configured."""
 
     def __init__(
         self, sys_root: Path, *, gives_back: bool = True, turns: Turns | None = None
@@ -122,8 +124,9 @@ class HostDriver:
         OSError; then it is as before, or will be, but that one which usbip-host has already goes to
         the drivers of this VM, or, as a VM may have had it, to none without `gives_back`.
         """
+        folder = folder_of(self._sys, name)
         with self._turns.at(name):
-            marks = marks_of(folder_of(self._sys, name))
+            marks = marks_of(folder)
             before = self._right_one(name, is_it)
             if before.status == USED:
                 raise CallError("busy", f"{name} is lent by another program, with usbip-host")
@@ -135,12 +138,13 @@ class HostDriver:
             taken = Taken(before, marks, loan, was_authorized, had_driver)
             try:
                 now = self._take(before, is_it)
+                marks = marks_of(folder)  # of the one that `is_it` has seen
             except (CallError, OSError) as error:
-                self._undo(taken, give_back=had_driver and (self.gives_back or not is_lent))
+                self._undo(taken, was_lent=is_lent)
                 if isinstance(error, OSError) and not is_starved(error):
                     raise self._why_not_taken(before, error) from error
                 raise
-            return attrs.evolve(taken, device=now)
+            return attrs.evolve(taken, device=now, marks=marks)
 
     def _why_not_taken(self, before: UsbDevice, error: OSError) -> CallError:
         with contextlib.suppress(OSError):  # what cannot be looked at may be there still
@@ -150,13 +154,13 @@ class HostDriver:
         why = f"{before.name} cannot be taken from its driver: {words(error)}"
         return CallError("failed", why)
 
-    def _undo(self, taken: Taken, *, give_back: bool) -> None:
+    def _undo(self, taken: Taken, *, was_lent: bool) -> None:
         """Give back what is in the port now: that may be another device, which was taken in the
         place of this one."""
         with contextlib.suppress(OSError):  # then only the one that was to be taken
             marks = marks_of(folder_of(self._sys, taken.device.name))
             taken = attrs.evolve(taken, marks=marks)
-        self._now_or_later(taken, give_back=give_back)
+        self._now_or_later(taken, was_lent=was_lent)
 
     def give_back(self, taken: Taken) -> None:
         """Give a device back as it was before `take`; nothing if it was unplugged, or was taken
@@ -165,33 +169,30 @@ class HostDriver:
         try:
             with self._turns.at(name):
                 if self._turns.last(name) == taken.loan:
-                    self._now_or_later(taken, give_back=self._is_for_drivers(taken))
+                    self._now_or_later(taken)
         except CallError as error:  # it is not its turn
             log.error("%s", error.message)
             self.give_back_later(taken)
 
     def give_back_later(self, taken: Taken) -> None:
         """Do that in the background alone, and no more often than `turns.TRIES_MAX`."""
-        work = partial(self._give_back, taken, give_back=self._is_for_drivers(taken))
-        self._turns.repeat(taken.device.name, taken.loan, work)
+        self._turns.repeat(taken.device.name, taken.loan, partial(self._give_back, taken))
 
-    def _is_for_drivers(self, taken: Taken) -> bool:
-        return self.gives_back and taken.had_driver
-
-    def _now_or_later(self, taken: Taken, *, give_back: bool) -> None:
-        name, work = taken.device.name, partial(self._give_back, taken, give_back=give_back)
+    def _now_or_later(self, taken: Taken, *, was_lent: bool = True) -> None:
+        name, work = taken.device.name, partial(self._give_back, taken, was_lent=was_lent)
         try:
             work()
         except OSError as error:
             log.error("%s is not back yet, which is tried again: %s", name, words(error))
             self._turns.repeat(name, taken.loan, work)
 
-    def _give_back(self, taken: Taken, *, give_back: bool) -> None:
+    def _give_back(self, taken: Taken, *, was_lent: bool = True) -> None:
+        is_as_before = self.gives_back or not was_lent
         self.release(
             taken.device.name,
             marks=taken.marks,
-            is_authorized=taken.was_authorized,
-            give_back=give_back,
+            is_authorized=taken.was_authorized and is_as_before,
+            give_back=taken.had_driver and is_as_before,
         )
 
     def _right_one(self, name: str, is_it: Callable[[UsbDevice], bool]) -> UsbDevice:
@@ -296,6 +297,9 @@ class HostDriver:
                 raise OSError(errno.EBUSY, "usbip-host does not release it", name)
         if give_back and is_it():
             self._ignore_gone(lambda: self._write(f"{self._sys}/bus/usb/drivers_probe", name))
+        if is_authorized and is_it() and read_field(f"{folder}/authorized") == "0":
+            # One that an agent with another setting has left to no driver.
+            self._ignore_gone(lambda: self._write(f"{folder}/authorized", "1"))
 
     def is_authorized_by_default(self, device: UsbDevice) -> bool:
         """Whether a device may be used at once when it is plugged in there. OSError."""
