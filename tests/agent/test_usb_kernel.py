@@ -388,6 +388,22 @@ def test_a_device_in_the_port_of_another_is_not_given_back_in_its_place(
     other.give_back(lent)
 
 
+def test_the_one_that_is_given_back_is_the_one_that_was_taken(
+    kernel: FakeKernel, driver: HostDriver
+) -> None:
+    kernel.plug(Stick("1-1"))
+
+    def is_it(_device: usb_device.UsbDevice) -> bool:
+        """The device of the decision is plugged in just before the first look."""
+        if kernel.devices["1-1"].serial != "S2":
+            kernel.pull("1-1")
+            kernel.plug(Stick("1-1", serial="S2"))
+        return True
+
+    driver.give_back(driver.take("1-1", is_it))
+    assert kernel.devices["1-1"].driver == "usb"
+
+
 def test_what_is_replaced_between_two_writes_is_not_given_to_a_driver(
     kernel: FakeKernel, driver: HostDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
