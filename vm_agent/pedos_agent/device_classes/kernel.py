@@ -67,8 +67,9 @@ async def until(
 ) -> bool:
     """Whether `done`, which only reads, is true within so many seconds. CallError if it cannot be
     told; a look that hangs at the end of the time takes `look_seconds` more (STEP_SECONDS)."""
+    look = partial(step, what, done, kind=kind, seconds=look_seconds)
     with trio.move_on_after(seconds):
-        while not await step(what, done, kind=kind, seconds=look_seconds):  # noqa: ASYNC110 - there is no event to wait for
+        while not await look():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(LOOK_SECONDS)
         return True
     return False
