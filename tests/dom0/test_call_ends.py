@@ -189,20 +189,23 @@ async def test_an_end_that_no_agent_obeys_is_not_said_to_be_one(
     calling.assert_nothing_left()
 
 
-async def test_an_end_that_is_asked_for_again_is_told_once(
+async def test_an_agent_that_hangs_is_told_of_an_end_until_it_has_ended_its_side(
     calling: Calling, nursery: trio.Nursery, autojump_clock: Clock
 ) -> None:
     answer = await calling.work.call()
     await quiet()
     calling.vault.agent.on["service.kill"] = hang
     calling.work.ends_when_killed = False
-    for _ in range(3):
+    for _ in range(3):  # who asks again adds nothing
         nursery.start_soon(not_confirmed, calling, answer["call"], "vault", "work")
-    await trio.sleep(ends.CONFIRMED_SECONDS + 1)
-    assert calling.vault.agent.calls.count("service.kill") == 1
-    await trio.sleep(ends.KILL_TIMEOUT)  # which is over now: who asks once more is obeyed
-    await not_confirmed(calling, answer["call"], "vault", "work")
-    assert calling.vault.agent.calls.count("service.kill") == 2
+    told = calling.vault.agent.calls
+    for times in (1, 2, 3):
+        await trio.sleep(ends.KILL_TIMEOUT - 1)
+        assert told.count("service.kill") == times
+        await trio.sleep(1.1)
+    await calling.vault.end(answer["call"], reusable=False)
+    await trio.sleep(3 * ends.KILL_TIMEOUT)
+    assert told.count("service.kill") == 4
     nursery.cancel_scope.cancel()
 
 

@@ -45,6 +45,7 @@ class Place:
         self.configurations = root / "services.conf.d"
         self.home = root / "home"
         self.path = root / "keeper.sock"
+        self.guard = 0  # its process, while it runs
         for each in (self.services, self.configurations, self.home):
             each.mkdir()
 
@@ -74,6 +75,7 @@ class Place:
                 pass_fds=[listener.fileno()],
                 env={**os.environ, "HOME": str(self.home), **environment},
             )
+        self.guard = process.pid
         try:
             yield process
         finally:
@@ -200,3 +202,31 @@ def wait_for_end(pid: int) -> None:
         assert poll.poll(PATIENCE * 1000), f"process {pid} goes on"
     finally:
         os.close(file)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def keeper_below(guard: int) -> int:
+    [keeper] = children_of(guard)
+    return keeper
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """That process does nothing within."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def is_there(pid: int) -> bool:
+    """Whether that process is, and is no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"

@@ -21,7 +21,15 @@ from pedos_protocol.keeper_link import Connected, Ended, NotFound, Problem, Spaw
 
 from tests.patience import PATIENCE
 
-from .keeper_client import Called, Place, not_answering, read_all, wait_for_end
+from .keeper_client import (
+    Called,
+    Place,
+    children_of,
+    keeper_below,
+    not_answering,
+    read_all,
+    wait_for_end,
+)
 
 
 @pytest.fixture(scope="module")
@@ -443,15 +451,6 @@ def threads_and_files(pid: int) -> tuple[int, int]:
 @pytest.fixture
 def own_place(tmp_path: Path) -> Place:
     return Place(tmp_path)
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def keeper_below(guard: int) -> int:
-    [keeper] = children_of(guard)
-    return keeper
 
 
 def test_calls_leave_no_descriptor_no_thread_and_no_zombie(own_place: Place) -> None:

@@ -23,7 +23,7 @@ from pedos_host.plain_unix import bind_unix
 from pedos_protocol.call_messages import ServiceEnded, ServiceStart
 from pedos_protocol.errors import CallError
 from pedos_protocol.fields import parse_message
-from pedos_protocol.keeper_link import Ended, Spawned, build
+from pedos_protocol.keeper_link import Ended, Signal, Spawned, build
 from pedos_protocol.schema import to_wire
 from pedos_vchan.call_pump import CallEnd, CallPump, Event, EventKind
 from pedos_vchan.channel import Channel
@@ -32,7 +32,7 @@ from pedos_vchan.transport import SharedMemory
 
 from tests.patience import PATIENCE
 
-from .keeper_client import CALL, Place, wait_for_end
+from .keeper_client import CALL, Place, is_there, keeper_below, stopped, wait_for_end
 
 ORDERS = (16, 16)
 CALLER, SERVICE, PORT = 2, 3, 40
@@ -43,6 +43,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place = Place(tmp_path_factory.mktemp("serving"))
     with place.running():
         yield place
+
+
+@pytest.fixture
+def keeper(place: Place) -> int:
+    """The process of the keeper, which serves by now."""
+    place.service("test.First", "exit 0")
+    with place.run("test.First") as call:
+        call.output()
+    return keeper_below(place.guard)
 
 
 class Vm:
@@ -399,6 +408,44 @@ async def test_what_a_gone_caller_has_left_ends_when_dom0_ends_the_call(
     await trio.to_thread.run_sync(wait_for_end, pid)
 
 
+async def test_a_call_that_dom0_ends_is_over_when_its_keeper_has_ended_all_of_it(
+    vm: Vm, place: Place, keeper: int
+) -> None:
+    place.service("test.Stays", "sleep 1000 & echo $!; wait")
+    call = "ef" * 16
+    async with calling(vm, "test.Stays", call=call) as (caller, _):
+        pid = int(await caller.streams[1].receive_some(100))
+        with stopped(keeper):
+            assert await vm.serving.kill(call, "problem", 125, "ended by dom0's user")
+            while caller.end is None:
+                await trio.lowlevel.checkpoint()
+            [still] = vm.serving.running()
+            assert (still.call, still.stdout) == (call, len(f"{pid}\n")), "it is listed"
+            assert not [method for method, _ in vm.told if method == "service.ended"]
+        await vm.ended()
+        assert not is_there(pid)
+
+
+@pytest.mark.parametrize("way", ["ended", "given up"])
+async def test_a_keeper_that_stood_still_starts_nothing_for_nobody(
+    vm: Vm, place: Place, keeper: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_call, "FIRST_WORD_SECONDS", 0.01)
+    mark = place.home / f"ran {way}"
+    place.service("test.Runs", f"echo >'{mark}'")
+    with stopped(keeper):
+        async with calling(vm, "test.Runs", call=f"{len(way):032x}") as (caller, _):
+            if way == "ended":
+                assert await vm.serving.kill(f"{len(way):032x}", "problem", 125, "ended")
+            await caller.output()
+        assert caller.end is not None and caller.end.kind == "problem"
+    await vm.ended()
+    place.service("test.Next", "echo next")
+    async with calling(vm, "test.Next") as (caller, _):  # which a later thread has begun
+        assert (await caller.output())[0] == b"next\n"
+    assert not mark.exists()
+
+
 async def test_dom0_ends_a_call_with_all_that_the_service_has_started(vm: Vm, place: Place) -> None:
     place.service("test.Family", "sleep 1000 & echo $!; wait")
     async with calling(vm, "test.Family") as (caller, _):
@@ -553,7 +600,8 @@ async def test_a_keeper_that_says_nothing_is_hung_up_on(
     async def serve() -> None:
         client, _ = await listener.accept()
         await client.recv(5000)
-        rest.append(await client.recv(5000))
+        while not rest or rest[-1]:
+            rest.append(await client.recv(5000))
         client.close()
 
     with keeper_at(tmp_path / "keeper") as listener:
@@ -564,11 +612,12 @@ async def test_a_keeper_that_says_nothing_is_hung_up_on(
         ):
             assert answer == {"started": False}
             await caller.output()
-            while not rest:
+            while rest[-1:] != [b""]:
                 await trio.lowlevel.checkpoint()
     assert caller.end is not None and caller.end.is_reusable
     assert caller.end.text == "the keeper of this VM says nothing within 8 s"
-    assert rest == [b""], "what it starts yet is not in good order"
+    kill = build(Signal(int(signal.SIGKILL)))
+    assert rest == [kill, b""], "it is to start nothing for nobody"
 
 
 async def test_calls_end_with_the_agent(

@@ -116,6 +116,7 @@ class Call:
             try:
                 config, service = self._looked_up(run)
                 extra = self._session(run) if self._waits(config) else {}
+                self._check_wanted(0)
                 if isinstance(service, Program):
                     child = self._start(run, service, descriptors, extra)
                 else:
@@ -191,13 +192,16 @@ class Call:
             if left <= 0:
                 text = f"{self._place.user} has no session after {SESSION_SECONDS:.0f} s"
                 raise Refusal(Problem(said(text)))
-            if self._says_something(min(left, SESSION_LOOK)):
-                packet = self._receive()
-                if isinstance(packet, (Finished, Signal)):  # there is nothing to signal yet
-                    raise Gone
+            self._check_wanted(min(left, SESSION_LOOK))
         return sessions.environment(self._place.children, self._place.environment(), uid)
 
     # Its start
+
+    def _check_wanted(self, seconds: float) -> None:
+        """Gone if the agent has ended the call, or hung up, or does within so many seconds: what
+        stood still, or waited, begins nothing for nobody."""
+        if self._says_something(seconds) and isinstance(self._receive(), Finished | Signal):
+            raise Gone  # there is nothing to signal yet
 
     def _start(
         self, run: Run, program: Program, descriptors: Sequence[int], extra: dict[str, str]
@@ -253,9 +257,22 @@ class Call:
                 self._tell_begun(child, _options(config))
             self._attend(child)
         except (Gone, OSError, RemoteProtocolError):
-            if child is not None:
+            if child is not None and self._is_ended():
+                child.kill()
+            elif child is not None:
                 _caller_is_gone(child, config)
             raise
+
+    def _is_ended(self) -> bool:
+        """Whether the agent had ended the call before it hung up. Who has something to say to it
+        hears of the second first; that is also why it is looked at twice."""
+        for _ in range(2):
+            with contextlib.suppress(Gone, OSError, RemoteProtocolError):
+                while self._says_something(0):
+                    packet = self._receive()
+                    if isinstance(packet, Signal) and packet.number == signal.SIGKILL:
+                        return True
+        return False
 
     def _tell_begun(self, child: Child, options: tuple[bool, bool, bool]) -> None:
         """Gone, OSError."""

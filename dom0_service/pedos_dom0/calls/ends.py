@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds for an agent to begin with the end of a call: milliseconds, unless it hangs.
+# Seconds for an agent to begin with the end of a call: milliseconds, unless it hangs. Then it is
+# told again, as long as it is connected and has the call: when it goes on, it drops what is not
+# waited for any more.
 KILL_TIMEOUT = 10.0
 # Seconds for both agents to tell that their sides are over, which dom0's user waits for: a command
 # gives up after 10, and is to hear before that who has not.
@@ -226,11 +228,14 @@ class Ends:
         is_told: trio.Event | None = None,
     ) -> None:
         """Has an agent end its side; never raises."""
-        text = harmless_text(text, END_TEXT_MAX)
-        try:
-            params = to_wire(ServiceKill(call.id, kind, 0, text))
-            await link.call("service.kill", params, timeout=KILL_TIMEOUT)
-        except CallError as error:
-            logger.info("%s does not end a call: %s", link.name, error.message)
+        params = to_wire(ServiceKill(call.id, kind, 0, harmless_text(text, END_TEXT_MAX)))
+        is_late = True
+        while is_late:
+            try:
+                await link.call("service.kill", params, timeout=KILL_TIMEOUT)
+                is_late = False
+            except CallError as error:
+                logger.info("%s does not end a call: %s", link.name, error.message)
+                is_late = error.code == "timeout" and call.side_of(link) not in call.ends
         if is_told is not None:
             is_told.set()

@@ -59,6 +59,9 @@ FIRST_WORD_SECONDS: Final = 8.0
 _NO_PROTOCOL: Final = "its keeper does not keep to the protocol: "
 _UNREAD: Final = "its keeper has ended before it was started"
 
+# Seconds until a keeper that has no room for a question, or has just ended, is asked again.
+END_AGAIN_SECONDS: Final = 1.0
+
 # What a keeper hears at last in nearly every call.
 _FINISHED: Final = build(Finished())
 
@@ -231,17 +234,25 @@ class KeeperCall:
             _send(packets, build(packet))
 
 
-def kill_left(keeper: bytes, call: str) -> None:
-    """Have the keeper at this path end what a call has left running which it was told was over."""
-    try:
-        with contextlib.closing(
-            PacketSocket(_connected(Path(os.fsdecode(keeper))), keeper)
-        ) as link:
-            link.send_now(build(Kill(call)))
-    except OSError as error:
-        # One that has ended has left nothing.
-        if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
-            log.warning("what the call %s has left may run on: %s", call, words(error))
+async def end_left(keeper: bytes, call: str) -> None:
+    """Have the keeper at this path end all that a call has started and left running; returns when
+    it has, or has ended itself. One that stands still is waited for: what it keeps runs as long."""
+    while True:
+        try:
+            with contextlib.closing(
+                PacketSocket(_connected(Path(os.fsdecode(keeper))), keeper)
+            ) as packets:
+                packets.send_now(build(Kill(call)))
+                # It hangs up when it has. One that takes no more calls says something before.
+                if not await packets.receive(PACKET_MAX):
+                    return
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):  # all that it has kept is gone
+                return
+            if error.errno not in (errno.EAGAIN, errno.ECONNRESET, errno.EPIPE):
+                log.warning("what the call %s has left may run on: %s", call, words(error))
+                return
+        await trio.sleep(END_AGAIN_SECONDS)
 
 
 def _send(packets: PacketSocket, raw: bytes) -> None:

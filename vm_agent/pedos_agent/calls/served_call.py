@@ -7,6 +7,7 @@ service runs or will not.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -36,7 +37,7 @@ from pedos_vchan.later import Later
 from pedos_vchan.service_start import service_streams
 
 from pedos_agent.calls.channels import Tell
-from pedos_agent.calls.keepers import FIRST_WORD_SECONDS, KeeperCall, Keepers, silent
+from pedos_agent.calls.keepers import FIRST_WORD_SECONDS, KeeperCall, Keepers, end_left, silent
 from pedos_agent.system.reading import words
 
 log = logging.getLogger(__name__)
@@ -109,11 +110,16 @@ class ServedCall:
         self._ours: Sequence[int] = _NOTHING
         self._unused: Sequence[int] = ()
         self._is_watched = False  # for that deadline
+        # Its end, once that is known, and only the keeper's word on its processes is lacking.
+        self._end: CallEnd | None = None
 
     def state(self) -> RunningCall:
         """It as dom0 is told of it."""
         wanted = self.wanted
-        counts = (0, 0, 0) if self._pump is None else self._pump.counts()
+        if self._end is not None:
+            counts = (self._end.stdin, self._end.stdout, self._end.stderr)
+        else:
+            counts = (0, 0, 0) if self._pump is None else self._pump.counts()
         stdin, stdout, stderr = counts
         return RunningCall(
             call=wanted.call,
@@ -238,7 +244,8 @@ class ServedCall:
     async def _give_up(self) -> None:
         text = await silent(self.wanted.user or "")
         if self._pump is not None and self._keeper is not None and self._keeper.answer is None:
-            self._is_hung_up = True  # it may start the service yet
+            self._is_hung_up = True
+            self._keeper.signal(signal.SIGKILL)  # or it may start the service yet
             self._not_started(Problem(text))
 
     async def _start(self, error: int = 0) -> None:
@@ -410,7 +417,24 @@ class ServedCall:
             self._keeper.close(is_finished=is_finished)
             if not is_finished:
                 self._desk.left(self.wanted.call, self._keeper.owner)
+            if self._is_to_be_confirmed(self._keeper):
+                self._end = end
+                with contextlib.suppress(OSError):  # the agent ends
+                    self._desk.begin(self._confirm, self._keeper.owner, channel, end)
+                    return
         self._desk.over(self, channel, end)
+
+    def _is_to_be_confirmed(self, keeper: KeeperCall) -> bool:
+        """Whether dom0 has ended it, and what it has started may not have been killed yet."""
+        is_ended = self._killed is not None and self._killed[0] != LOST
+        return is_ended and (keeper.answer is None or isinstance(keeper.answer, Spawned))
+
+    async def _confirm(self, keeper: bytes, channel: Channel, end: CallEnd) -> None:
+        """dom0's user is told that it has ended when nothing of it runs."""
+        try:
+            await end_left(keeper, self.wanted.call)
+        finally:
+            self._desk.over(self, channel, end)
 
     def _close_streams(self) -> None:
         if self._ours is not _NOTHING or self._unused:

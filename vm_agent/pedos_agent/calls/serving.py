@@ -18,7 +18,7 @@ from pedos_vchan.later import Later
 from pedos_vchan.peer import Handler, Peer
 
 from pedos_agent.calls.channels import Channels, Tell
-from pedos_agent.calls.keepers import Keepers, kill_left
+from pedos_agent.calls.keepers import Keepers, end_left
 from pedos_agent.calls.served_call import ServedCall
 from pedos_agent.settings import Settings
 
@@ -68,8 +68,8 @@ class Serving:
         found, left = self._calls.get(call), self._left.get(call)
         if found is not None:
             found.kill(kind, status, text)
-        if left is not None and kind != LOST:  # that it knows
-            kill_left(left, call)
+        if left is not None and kind != LOST and self._nursery is not None:  # LOST is no news to it
+            self._nursery.start_soon(end_left, left, call)
         return found is not None or left is not None
 
     def running(self) -> list[RunningCall]:
