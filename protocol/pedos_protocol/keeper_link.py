@@ -12,7 +12,10 @@ MessagePack array of the packet's number and its fields.
     Finished            ->                      the call is over in good order
 
 An agent that hangs up without `Finished` says that the caller is gone. What such a call has left
-running is ended over another connection, on which `Kill` is all that is said.
+running, or a call that is to be over has not ended yet, is ended over another connection:
+
+    Kill                ->
+                        <-   Killed | Problem
 
 What is not in `FORMS`, or comes from the wrong side, ends the connection: neither side trusts the
 other. No packet carries a command: a keeper looks up by itself what a service is.
@@ -120,6 +123,10 @@ class Problem(NamedTuple):
     text: str
 
 
+class Killed(NamedTuple):
+    """Nothing of that call runs any more."""
+
+
 class Ended(NamedTuple):
     """The main process has ended: `EXITED` with a status, or `SIGNALLED` by a signal."""
 
@@ -138,6 +145,7 @@ Packet: TypeAlias = (
     | ForUser
     | NotFound
     | Problem
+    | Killed
     | Ended
 )
 
@@ -181,6 +189,7 @@ FORMS: dict[int, tuple[str, type[Packet], tuple[Form, ...]]] = {
     15: (KEEPER, NotFound, (_TEXT,)),
     16: (KEEPER, Problem, (_TEXT,)),
     17: (KEEPER, Ended, _END),
+    18: (KEEPER, Killed, ()),
 }
 _NUMBERS = {form: number for number, (_, form, _) in FORMS.items()}
 

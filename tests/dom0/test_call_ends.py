@@ -209,6 +209,23 @@ async def test_an_agent_that_hangs_is_told_of_an_end_until_it_has_ended_its_side
     nursery.cancel_scope.cancel()
 
 
+async def test_an_agent_that_says_at_once_that_it_is_late_is_not_asked_in_a_loop(
+    calling: Calling, nursery: trio.Nursery, autojump_clock: Clock
+) -> None:
+    answer = await calling.work.call()
+    await quiet()
+
+    async def late(_params: object) -> None:
+        raise CallError("timeout", "so it says")
+
+    calling.vault.agent.on["service.kill"] = late
+    calling.work.ends_when_killed = False
+    nursery.start_soon(not_confirmed, calling, answer["call"], "vault", "work")
+    await trio.sleep(5 * ends.KILL_TIMEOUT - 1)
+    assert calling.vault.agent.calls.count("service.kill") == 5
+    nursery.cancel_scope.cancel()
+
+
 async def test_dom0s_user_ends_a_call_that_asks(calling: Calling, autojump_clock: Clock) -> None:
     async with calling.world.client.prompter(None, calls=True) as prompter:
         errors: list[CallError] = []

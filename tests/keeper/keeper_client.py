@@ -22,6 +22,7 @@ from pedos_protocol.keeper_link import (
     PACKET_MAX,
     Finished,
     Kill,
+    Killed,
     Packet,
     Run,
     Signal,
@@ -87,13 +88,13 @@ class Place:
         return Called(self.path, service, argument, **fields)
 
     def kill(self, call: str) -> None:
-        """End what a call has left; it is done when the keeper hangs up."""
+        """End what a call has left, and wait until that is done."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
             link.settimeout(PATIENCE)
             with short_path(self.path) as short:
                 link.connect(short)
             link.send(build(Kill(call)))
-            assert link.recv(PACKET_MAX) == b""
+            assert link.recv(PACKET_MAX) == build(Killed())
 
 
 class Called:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -60,18 +62,61 @@ def test_one_that_is_killed_while_it_is_started_does_not_live(
     spawn = spawning.spawn
 
     def killed_meanwhile(*arguments: Any) -> tuple[int, int]:
-        children.kill_marked(MARK)
+        assert not children.kill_marked(MARK), "it is not known yet to be dead"
         return spawn(*arguments)
 
     monkeypatch.setattr(spawning, "spawn", killed_meanwhile)
     sleep = ("/bin/sleep", ["sleep", "1000"], [MARK], [0, 1, 2])
-    with children.start(*sleep, mark=MARK) as child:
+    with children.expecting(MARK):
+        child = children.start(*sleep, mark=MARK)
+    with child:
         assert has_ended(child.file)
+        assert children.kill_marked(MARK)
         assert child.end() == -signal.SIGKILL
     monkeypatch.setattr(spawning, "spawn", spawn)
-    with children.start(*sleep, mark=MARK) as child:  # another one, and this is wanted
+    with children.expecting(MARK):
+        child = children.start(*sleep, mark=MARK)
+    with child:  # another one, and this is wanted
         assert child.end() is None
-        child.kill()
+        assert children.kill_marked(MARK)
+
+
+def test_what_cannot_be_looked_at_is_not_said_to_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when this program has no descriptor left."""
+    children = Children()
+
+    def no_file(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with children.start("/bin/sleep", ["sleep", "1000"], [MARK], [0, 1, 2], mark=MARK) as child:
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="Too many open files"):
+            patched.setattr(builtins, "open", no_file)
+            children.kill_marked(MARK)
+        assert child.end() is None
+        assert children.kill_marked(MARK)
+
+
+def test_what_is_left_in_a_group_is_ended_when_its_first_process_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    """Whatever environment it has. The folder stands for a group, of which nothing is killed."""
+    children, folder = Children(), tmp_path / "call"
+    group = CallGroup(folder)
+    (folder / "process").touch()
+    with (
+        children.expecting(MARK),
+        children.start("/bin/true", ["true"], [MARK], [0, 1, 2], group, MARK) as child,
+    ):
+        assert has_ended(child.file)
+        assert child.end() == 0
+    assert children.kill_marked(MARK)
+    assert (folder / "cgroup.kill").read_text() == "1\n"
+    for each in ("cgroup.kill", "process"):
+        (folder / each).unlink()
+    children.reap()
+    assert not folder.exists()
 
 
 def test_one_that_ends_before_it_is_known_is_no_orphan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,20 @@ import trio
 import trio.testing
 from pedos_agent.calls import keepers
 from pedos_agent.calls.keepers import Keepers
-from pedos_protocol.keeper_link import AGENT, ForUser, NotFound, Packet, Problem, Run, build, parse
+from pedos_protocol.keeper_link import (
+    AGENT,
+    Ended,
+    ForUser,
+    Kill,
+    Killed,
+    NotFound,
+    Packet,
+    Problem,
+    Run,
+    Signal,
+    build,
+    parse,
+)
 
 from tests.lingering import Lingering, closing, until
 from tests.patience import PATIENCE
@@ -56,11 +71,74 @@ async def test_without_a_first_user_a_call_without_a_user_is_refused(
 async def test_a_keeper_that_says_nothing_is_waited_for_and_named(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    with listening(tmp_path):
+    with listening(tmp_path) as listener:
         call = await Keepers(folder=tmp_path).run(RUN, "root", [0, 1])
+        client, _ = await listener.accept()
+        said = [await client.recv(5000) for _ in range(3)]
+        client.close()
     assert call.answer == Problem(
         "the keeper of root says nothing within 8 s: systemctl status pedos-run@root.service"
     )
+    assert said[1:] == [build(Signal(9)), b""], "it is to start nothing for nobody"
+
+
+KILL_CALL = "0f" * 16
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([Killed()], ""),
+        # It lacks something, or has no room for a call: it is asked again.
+        ([Problem("no descriptor"), Problem("no room"), Killed()], "no descriptor"),
+        ([Ended("exited", 0), Killed()], "it says something else"),
+        ([b"\xc1", Killed()], "keeper"),
+        # It has ended, or is of an older version.
+        ([b""], ""),
+        ([None], ""),
+    ],
+)
+async def test_a_keeper_is_asked_to_end_a_call_until_it_has(
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    answers: list[Packet | bytes | None],
+    words: str,
+) -> None:
+    asked: list[bytes] = []
+
+    async def serve() -> None:
+        for each in answers:
+            client, _ = await listener.accept()
+            if each is not None:
+                asked.append(await client.recv(5000))
+            if each:
+                await client.send(each if isinstance(each, bytes) else build(each))
+            client.close()
+
+    with listening(tmp_path) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            await keepers.end_left(os.fsencode(tmp_path / "root.sock"), KILL_CALL)
+    assert asked == [build(Kill(KILL_CALL)) for each in answers if each is not None]
+    assert words in caplog.text and len(caplog.records) == bool(words)
+
+
+async def test_who_has_no_descriptor_left_does_not_take_a_call_for_ended(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, tries = keepers._connected, 0
+
+    def connected(path: Path) -> socket.socket:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return connect(path)
+
+    monkeypatch.setattr(keepers, "_connected", connected)
+    await keepers.end_left(os.fsencode(tmp_path / "nobody.sock"), KILL_CALL)
+    assert tries == 3, "there is no keeper, which is the end of all that it had"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from pedos_protocol.keeper_link import (
     Finished,
     ForUser,
     Kill,
+    Killed,
     NotFound,
     Packet,
     Problem,
@@ -108,20 +109,16 @@ class Call:
             log.exception("a call breaks off")
 
     def _serve(self) -> None:
-        run, descriptors = self._receive_first()
-        if isinstance(run, Kill):
-            self._place.children.kill_marked(environment.mark_of(run.call))
+        first, descriptors = self._receive_first()
+        if isinstance(first, Kill):
+            self._kill_left(environment.mark_of(first.call))
             return
+        run = first
         try:
             try:
                 config, service = self._looked_up(run)
                 extra = self._session(run) if self._waits(config) else {}
-                self._check_wanted(0)
-                if isinstance(service, Program):
-                    child = self._start(run, service, descriptors, extra)
-                else:
-                    self._connect(run, service, config)
-                    child = None
+                child = self._begin(run, service, config, descriptors, extra)
             finally:
                 _link.close_all(descriptors)
         except Refusal as refusal:
@@ -131,6 +128,15 @@ class Call:
             return
         with child or contextlib.nullcontext():
             self._heed(child, config)
+
+    def _kill_left(self, mark: bytes) -> None:
+        """End what a call has left, and say whether that is done. Gone, OSError."""
+        text = "it does not end at once"
+        try:
+            is_done = self._place.children.kill_marked(mark)
+        except OSError as error:
+            is_done, text = False, what_is_wrong(error)
+        self._send(Killed() if is_done else Problem(said(text)))
 
     # What it is
 
@@ -200,8 +206,26 @@ class Call:
     def _check_wanted(self, seconds: float) -> None:
         """Gone if the agent has ended the call, or hung up, or does within so many seconds: what
         stood still, or waited, begins nothing for nobody."""
-        if self._says_something(seconds) and isinstance(self._receive(), Finished | Signal):
-            raise Gone  # there is nothing to signal yet
+        if self._says_something(seconds):
+            self._receive()  # whatever it is: there is nothing to signal, nor to finish, yet
+            raise Gone
+
+    def _begin(
+        self,
+        run: Run,
+        service: Service,
+        config: ServiceConfig,
+        descriptors: Sequence[int],
+        extra: dict[str, str],
+    ) -> Child | None:
+        """Start it, or connect to it (None). Refusal, Gone."""
+        # Who has the call killed from now on has that killed, too.
+        with self._place.children.expecting(environment.mark_of(run.call)):
+            self._check_wanted(0)
+            if isinstance(service, Program):
+                return self._start(run, service, descriptors, extra)
+            self._connect(run, service, config)
+            return None
 
     def _start(
         self, run: Run, program: Program, descriptors: Sequence[int], extra: dict[str, str]
@@ -264,8 +288,8 @@ class Call:
             raise
 
     def _is_ended(self) -> bool:
-        """Whether the agent had ended the call before it hung up. Who has something to say to it
-        hears of the second first; that is also why it is looked at twice."""
+        """Whether the agent had ended the call, and then hung up. A send fails because of the
+        second while the first is still unread; so does the first read then, hence the two tries."""
         for _ in range(2):
             with contextlib.suppress(Gone, OSError, RemoteProtocolError):
                 while self._says_something(0):

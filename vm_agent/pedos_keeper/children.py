@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import logging
 import os
 import signal
 import threading
@@ -16,14 +17,20 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from pedos_host.system_errors import what_is_wrong
+
 from pedos_keeper import spawning
 from pedos_keeper.control_groups import CallGroup
+
+log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 #: Looks for processes of a session that are being killed: each finds what was started during the
 #: one before. What still forks then is a bomb, which the unit's TasksMax= ends.
 _KILL_ROUNDS: Final = 50
 _KILL_LOOK: Final = 0.01  # seconds for those that are killed to hand on their children
+# What is read of a process that has just ended.
+_ENDED: Final = (FileNotFoundError, ProcessLookupError)
 # Of /proc/PID/stat (proc(5)), from the state on.
 _PARENT, _SESSION = 1, 3
 
@@ -42,8 +49,11 @@ class Children:
     def __init__(self) -> None:
         # Held for steps that wait for nothing.
         self._lock = threading.Lock()
-        self._births: list[bytes] = []  # the marks of those that `_running` does not have yet
-        self._unwanted: set[bytes] = set()  # of them those that are to be killed at once
+        self._births = 0  # of those that `_running` does not have yet
+        # By their marks: what calls have started, while they or something in their groups runs;
+        # None: it is about to be started, and is to be killed then if it is unwanted.
+        self._of_calls: dict[bytes, Child | None] = {}
+        self._unwanted: set[bytes] = set()
         self._running: dict[int, Child] = {}  # by pid, until they are reaped
         self._left: list[Child] = []  # whose calls have left something in their groups
 
@@ -61,7 +71,7 @@ class Children:
         where = None if group is None else group.begin_in
         child = None
         with self._lock:
-            self._births.append(mark)
+            self._births += 1
         try:
             # Without the lock: a disk that does not answer may hold up this one for ever.
             try:
@@ -74,21 +84,35 @@ class Children:
             child = Child(self, pid, file, group, mark)
         finally:
             with self._lock:
-                self._births.remove(mark)
-                is_unwanted = mark in self._unwanted
-                self._unwanted.discard(mark)
+                self._births -= 1
                 if child is not None:
                     self._running[child.pid] = child
+                    is_unwanted = mark in self._unwanted
+                    if mark in self._of_calls:
+                        self._of_calls[mark] = child
         if is_unwanted:
             child.kill()
         return child
+
+    @contextlib.contextmanager
+    def expecting(self, mark: bytes) -> Iterator[None]:
+        """Within, a process with this mark may be started, and is known to `kill_marked`."""
+        with self._lock:
+            self._of_calls[mark] = None
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._unwanted.discard(mark)
+                if self._of_calls.get(mark) is None:
+                    self._of_calls.pop(mark, None)
 
     def reap(self) -> bool:
         """Take in all that have ended, and remove the control groups that are empty now; whether
         any process is left."""
         with self._lock:
             is_any_left = self._reap(tuple(self._running))
-            self._left = [child for child in self._left if not child.close_group()]
+            self._left = [child for child in self._left if not self._is_closed(child)]
         return is_any_left
 
     def look_at(self, child: Child) -> None:
@@ -117,22 +141,28 @@ class Children:
         return pid != 0
 
     def leave(self, child: Child) -> None:
-        """A call is over, and something runs in its group: `reap` removes that after it."""
+        """Its call is over. What still runs in its group is waited for: `reap` removes that."""
         with self._lock:
-            self._left.append(child)
+            if not self._is_closed(child):
+                self._left.append(child)
 
-    def kill_marked(self, mark: bytes) -> None:
+    def _is_closed(self, child: Child) -> bool:
+        """Whether its group is removed, and it is forgotten."""
+        if child.group is not None and not child.group.close():
+            return False
+        if self._of_calls.get(child.mark) is child:
+            del self._of_calls[child.mark]
+        return True
+
+    def kill_marked(self, mark: bytes) -> bool:
         """End what the process that began with this mark has started, whether its call is over or
-        not: all of it, as `Child.kill` does."""
+        not, as `Child.kill` does; whether nothing of it is left. OSError: that is not known."""
         with self._lock:
-            known = [*self._running.values(), *self._left]
-            if mark in self._births:
+            child = self._of_calls.get(mark)
+            if child is None and mark in self._of_calls:
                 self._unwanted.add(mark)
-        for child in known:
-            if child.mark == mark:
-                child.kill()
-                return
-        kill_session(None, mark)
+                return False
+        return kill_session(None, mark) if child is None else child.kill()
 
     def signal_group(self, child: Child, number: int) -> None:
         """Send a signal to its process group; nothing if none is left."""
@@ -144,7 +174,7 @@ class Children:
     def ask_to_end(self, asked: set[int]) -> None:
         """Send SIGTERM to all but those that were `asked` before, to whom they are added: to the
         process groups of those that `start` began, and to orphans."""
-        for pid in _processes(_PARENT, os.getpid()):
+        for pid in self._own():
             if pid in asked:
                 continue
             asked.add(pid)
@@ -156,12 +186,20 @@ class Children:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGTERM)
 
+    def _own(self) -> list[int]:
+        """The living children of this process; none if they cannot be told now."""
+        try:
+            return _processes(_PARENT, os.getpid())
+        except OSError as error:
+            log.warning("what runs cannot be looked at: %s", what_is_wrong(error))
+            return []
+
     def kill_all(self) -> None:
         """End every descendant of this process: those of a child that ends become its children."""
         for _ in range(_KILL_ROUNDS):
             if not self.reap():
                 return
-            for pid in _processes(_PARENT, os.getpid()):
+            for pid in self._own():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(_KILL_LOOK)
@@ -200,27 +238,25 @@ class Child:
         else:
             self._children.signal_group(self, number)
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
         """End all that it has started: its control group, and unless all of it is in there, its
-        session and what has left that with the environment that it was given."""
-        if self.group is None or not self.group.kill():
-            # Once it is reaped, the session's number may be that of another one.
-            kill_session(self.pid if self.status is None else None, self.mark)
+        session and what has left that with the environment that it was given. Whether nothing of it
+        is left; some may only be ending. OSError: that is not known."""
+        if self.group is not None and self.group.kill():
+            return self.group.becomes_empty()
+        # Once it is reaped, the session's number may be that of another one.
+        return kill_session(self.pid if self.status is None else None, self.mark)
 
     def close(self) -> None:
         """Stop watching it; it goes on if it runs."""
         os.close(self.file)
-        if not self.close_group():
-            self._children.leave(self)
-
-    def close_group(self) -> bool:
-        """Remove its control group; False if something runs in it."""
-        return self.group is None or self.group.close()
+        self._children.leave(self)
 
 
-def kill_session(session: int | None, mark: bytes = b"") -> None:
+def kill_session(session: int | None, mark: bytes = b"") -> bool:
     """End all processes of a session, in whatever process groups they are, and all descendants of
-    this process that have the line in their environment."""
+    this process that have the line in their environment. Whether none is left; OSError: that is not
+    known."""
     for _ in range(_KILL_ROUNDS):
         of_session = () if session is None else _processes(_SESSION, session)
         found = {*of_session, *(_marked(mark) if mark else ())}
@@ -229,7 +265,8 @@ def kill_session(session: int | None, mark: bytes = b"") -> None:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         if not found:
-            return
+            return True
+    return False
 
 
 def _marked(mark: bytes) -> list[int]:
@@ -237,7 +274,11 @@ def _marked(mark: bytes) -> list[int]:
     began with. An orphan is one, too: it has become this process's child."""
     found = []
     for pid in _descendants():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        # One that has become another user keeps its own from us: it counts by its session alone.
+        with (
+            contextlib.suppress(PermissionError, *_ENDED),
+            open(f"/proc/{pid}/environ", "rb") as file,
+        ):
             if mark in file.read().split(b"\0"):
                 found.append(pid)
     return found
@@ -265,6 +306,6 @@ def _processes(field: int, value: int) -> list[int]:
 def _stats() -> Iterator[tuple[int, list[bytes]]]:
     """Of each process the pid, and /proc/PID/stat from the state on."""
     for name in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+        with contextlib.suppress(*_ENDED), open(f"/proc/{name}/stat", "rb") as file:
             # proc(5): the name of the program, in parentheses, may have any characters.
             yield int(name), file.read().rpartition(b") ")[2].split(b" ")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,9 @@ from pedos_keeper import spawning
 
 log = logging.getLogger(__name__)
 
+# Looks, and seconds between two: what is killed ends in milliseconds, unless a disk holds it.
+_EMPTY_LOOKS: Final = 50
+_EMPTY_LOOK: Final = 0.01
 _MOUNTED: Final = "/sys/fs/cgroup"
 #: systemd marks what it delegates (since 251), for programs that are asked to look.
 _DELEGATED: Final = "user.delegate"
@@ -67,6 +71,17 @@ class CallGroup:
             log.warning("%s cannot be ended as a whole: %s", self._folder, error.strerror)
             return False
         return self._file is not None
+
+    def becomes_empty(self) -> bool:
+        """Whether nothing runs in it, after a moment if it is just being ended. OSError."""
+        for _ in range(_EMPTY_LOOKS):
+            try:
+                if not (self._folder / "cgroup.procs").read_text("ascii"):
+                    return True
+            except FileNotFoundError:
+                return True
+            time.sleep(_EMPTY_LOOK)
+        return False
 
     def close(self) -> bool:
         """Remove it, unless something runs in it: then not (False), and this may be tried again."""

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import pwd
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from pedos_protocol.keeper_link import (
     Finished,
     ForUser,
     Kill,
+    Killed,
     NotFound,
     Packet,
     Problem,
@@ -59,11 +61,15 @@ FIRST_WORD_SECONDS: Final = 8.0
 _NO_PROTOCOL: Final = "its keeper does not keep to the protocol: "
 _UNREAD: Final = "its keeper has ended before it was started"
 
-# Seconds until a keeper that has no room for a question, or has just ended, is asked again.
+# Seconds until a keeper that could not end what a call has left is asked again.
 END_AGAIN_SECONDS: Final = 1.0
+# There is none. What it kept has ended with it: see its unit, and in local mode its guard.
+_NO_KEEPER: Final = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE))
 
 # What a keeper hears at last in nearly every call.
 _FINISHED: Final = build(Finished())
+# What one hears that may yet start what nobody waits for.
+_UNWANTED: Final = build(Signal(int(signal.SIGKILL)))
 
 Answer: TypeAlias = Waiting | Spawned | Connected | ForUser | NotFound | Problem
 _ANSWERS: Final = (Waiting, Spawned, Connected, ForUser, NotFound, Problem)
@@ -235,24 +241,37 @@ class KeeperCall:
 
 
 async def end_left(keeper: bytes, call: str) -> None:
-    """Have the keeper at this path end all that a call has started and left running; returns when
-    it has, or has ended itself. One that stands still is waited for: what it keeps runs as long."""
+    """Have the keeper at this path end all that a call has started; returns when nothing of it runs
+    any more. One that stands still, or cannot do it yet, is waited for: as long the call goes on.
+    """
+    is_told = False
     while True:
         try:
-            with contextlib.closing(
-                PacketSocket(_connected(Path(os.fsdecode(keeper))), keeper)
-            ) as packets:
-                packets.send_now(build(Kill(call)))
-                # It hangs up when it has. One that takes no more calls says something before.
-                if not await packets.receive(PACKET_MAX):
-                    return
+            answer = await _kill(keeper, call)
+            if isinstance(answer, Killed):
+                return
+            why = answer.text if isinstance(answer, Problem) else "it says something else"
+        except RemoteProtocolError as error:
+            why = str(error)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):  # all that it has kept is gone
+            if error.errno in _NO_KEEPER:
                 return
-            if error.errno not in (errno.EAGAIN, errno.ECONNRESET, errno.EPIPE):
-                log.warning("what the call %s has left may run on: %s", call, words(error))
-                return
+            why = words(error)
+        if not is_told:
+            log.warning("what the call %s has started may run on for now: %s", call, why)
+            is_told = True
         await trio.sleep(END_AGAIN_SECONDS)
+
+
+async def _kill(keeper: bytes, call: str) -> Packet:
+    """The answer of that keeper to `Kill`. OSError, RemoteProtocolError."""
+    with contextlib.closing(PacketSocket(_connected(Path(os.fsdecode(keeper))), keeper)) as packets:
+        packets.send_now(build(Kill(call)))
+        untrusted, descriptors = await packets.receive_passing(PACKET_MAX, 0)
+        packets.discard(descriptors)
+    if not untrusted:  # it has ended; one of an older version hangs up, too
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    return parse(untrusted, KEEPER)
 
 
 def _send(packets: PacketSocket, raw: bytes) -> None:
@@ -287,6 +306,7 @@ async def _ask_once(path: Path, run: Run, user: str, descriptors: Sequence[int])
         packets.close()
         raise _Lacking(f"the keeper cannot be asked: {words(error)}") from error
     except BaseException:
+        _send(packets, _UNWANTED)
         packets.close()
         raise
 

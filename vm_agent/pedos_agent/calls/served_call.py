@@ -77,8 +77,11 @@ class Desk(Protocol):
         may run on."""
         ...
 
-    def over(self, call: ServedCall, channel: Channel, end: CallEnd) -> None:
-        """It is over, and uses the channel no longer."""
+    def over(
+        self, call: ServedCall, channel: Channel, end: CallEnd, *, is_known: bool = True
+    ) -> None:
+        """It is over, and uses the channel no longer. Without `is_known` only the agent knows
+        nothing of it any more, as it ends."""
         ...
 
 
@@ -165,7 +168,8 @@ class ServedCall:
     def kill(self, kind: str, status: int, text: str) -> None:
         """End it: the service at once, and for the caller as this says. A service that has only
         lost its caller ends as it is configured."""
-        self._killed = self._killed or (kind, status, text)
+        if self._killed is None or self._killed[0] == LOST:
+            self._killed = (kind, status, text)
         # What a keeper is about to start can be ended only once it runs.
         if self._pump is not None and (self._keeper is None or self._keeper.answer is not None):
             self._obey()
@@ -427,14 +431,17 @@ class ServedCall:
     def _is_to_be_confirmed(self, keeper: KeeperCall) -> bool:
         """Whether dom0 has ended it, and what it has started may not have been killed yet."""
         is_ended = self._killed is not None and self._killed[0] != LOST
-        return is_ended and (keeper.answer is None or isinstance(keeper.answer, Spawned))
+        may_run = keeper.answer is None or isinstance(keeper.answer, Spawned)
+        return is_ended and may_run and keeper.owner != b""
 
     async def _confirm(self, keeper: bytes, channel: Channel, end: CallEnd) -> None:
         """dom0's user is told that it has ended when nothing of it runs."""
         try:
             await end_left(keeper, self.wanted.call)
-        finally:
-            self._desk.over(self, channel, end)
+        except BaseException:
+            self._desk.over(self, channel, end, is_known=False)
+            raise
+        self._desk.over(self, channel, end)
 
     def _close_streams(self) -> None:
         if self._ours is not _NOTHING or self._unused:

@@ -122,15 +122,20 @@ class Serving:
 
     def left(self, call: str, keeper: bytes) -> None:
         """The keeper may have something running of a call whose caller has gone."""
+        if not keeper:
+            return  # none was asked
         self._left[call] = keeper
         if len(self._left) > LEFT_MAX:
             del self._left[next(iter(self._left))]
 
-    def over(self, call: ServedCall, channel: Channel, end: CallEnd) -> None:
-        """The call is over, and has let go of the channel."""
+    def over(
+        self, call: ServedCall, channel: Channel, end: CallEnd, *, is_known: bool = True
+    ) -> None:
+        """The call is over, and has let go of the channel. dom0 is told if that is known, and not
+        only because the agent ends."""
         del self._calls[call.wanted.call]
         self._channels.give_back(channel, end.reason)
-        if self._nursery is None:  # the agent ends
+        if self._nursery is None or not is_known:  # the agent ends
             self._fewer.set()
         else:
             pass_by("serving.ended", self._nursery.start_soon, partial(self._say, call, end))
