@@ -121,9 +121,13 @@ def end_calls(session: Session) -> int:
     wanted = [checked_id(text) for text in session.args.ids]
     found = listed(session)
     status = DONE
-    for prefix in dict.fromkeys(wanted):
+    tried: set[str] = set()  # two words may name one call
+    for prefix in wanted:
         try:
             call = one_that_begins(prefix, found)
+            if calls.call_id(call) in tried:
+                continue
+            tried.add(calls.call_id(call))
             session.call("call.end", {"call": calls.call_id(call)}, calls.TIMEOUT_S)
         except CallError as error:
             failed = session.fail(error)
@@ -163,7 +167,7 @@ def one_that_begins(prefix: str, among: Sequence[Mapping[str, object]]) -> Mappi
     """Return the one call whose id begins so; CallError if there is none, or more than one."""
     found = [each for each in among if calls.call_id(each).startswith(prefix)]
     if not found:
-        message = f"no call runs whose id begins with {prefix}: it may have ended"
+        message = f"no call runs whose id begins with {prefix}; what its service has left may"
         raise CallError("not_found", message, {"hint": PROG})
     if len(found) > 1:
         several = ", ".join(show(calls.call_id(each), ID_LENGTH) for each in found[:4])

@@ -90,6 +90,12 @@ def test_a_call_is_ended_by_the_beginning_of_its_id(listing: FakeService, capsys
     )
 
 
+def test_a_call_that_is_named_twice_is_ended_once(listing: FakeService, capsys: Captured) -> None:
+    assert main(["end", "aa11", A, "aa110", "bb33"]) == 0
+    assert ended(listing) == [A, C]
+    assert capsys.readouterr().out.count("ended: ") == 2
+
+
 def test_what_is_not_one_call_is_not_ended_and_the_others_are(
     listing: FakeService, capsys: Captured
 ) -> None:
@@ -99,7 +105,7 @@ def test_what_is_not_one_call_is_not_ended_and_the_others_are(
     assert ended(listing) == [B]
     said = capsys.readouterr().err
     assert f"the ids of 2 calls begin with aa11: {A}, {same['call']}" in said
-    assert "no call runs whose id begins with cc44: it may have ended" in said
+    assert "no call runs whose id begins with cc44; what its service has left may" in said
 
 
 @pytest.mark.parametrize("word", ["aa1", "xyz0", "a" * 33, "-", "aa 11"])
