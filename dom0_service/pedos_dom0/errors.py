@@ -433,4 +433,8 @@ def call_goes_on(names: Sequence[str], seconds: float) -> CallError:
 
 
 def no_call(call_id: str) -> CallError:
-    return failure("not_found", f"no call {call_id} runs: it has ended", hint="qvm-calls")
+    return failure(
+        "not_found",
+        f"no such call runs ({call_id}); what its service has left may",
+        hint="qvm-calls",
+    )

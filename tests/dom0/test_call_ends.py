@@ -149,7 +149,7 @@ async def test_dom0s_user_ends_a_call(calling: Calling) -> None:
         "dom0's user ended the call",
     )
     calling.assert_nothing_left()
-    with fails("not_found", "has ended"):
+    with fails("not_found", "no such call runs", "; what its service has left may"):
         await calling.world.client.call("call.end", call=answer["call"])
 
 
@@ -238,7 +238,11 @@ async def test_dom0s_user_ends_a_call_that_asks(calling: Calling, autojump_clock
             await prompter.was_asked.wait()
             (info,) = (await calling.world.client.call("call.list"))["calls"]
             await calling.world.client.call("call.end", call=info["call"])
-    assert lines(calling, "call")[-1]["by"] == "dom0"
+    assert [(each.code, each.message) for each in errors] == [
+        ("failed", "dom0's user ended the call")
+    ]
+    (line,) = lines(calling, "call")
+    assert (line["by"], line["outcome"]) == ("dom0", "failed: dom0's user ended the call")
     calling.assert_nothing_left()
 
 

@@ -39,6 +39,7 @@ from pedos_dom0.calls.slots import Slots
 from pedos_dom0.calls.starts import Starts
 from pedos_dom0.calls.wire import end_kind, outcome_of, start_of, user_of
 from pedos_dom0.drivers.base import DOM0_NAME
+from pedos_dom0.errors import DeniedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -240,10 +241,7 @@ class Broker:
         asked_for = call.user
         for _ in range(ROUNDS_MAX):
             call.state = "asking"
-            assert call.gone is not None
-            grant = await self._authorizer.allow(
-                caller, call.subject, call.requested, call.request, call.gone, call.consents
-            )
+            grant = await self._allowed(call, caller)
             if call.stopped is not None:
                 raise self._why_stopped(call)
             call.stage_over("decide", self._state.time())
@@ -256,6 +254,19 @@ class Broker:
             # Rules, facts and the answer of dom0's user are about the VMs as they are now.
             call.stage_over("wait", self._state.time())
         raise errors.failure("busy", "policy and VMs kept changing", hint="try again")
+
+    async def _allowed(self, call: Call, caller: Caller) -> Grant:
+        """The permission, after a question if there is to be one. CallError."""
+        assert call.gone is not None
+        try:
+            return await self._authorizer.allow(
+                caller, call.subject, call.requested, call.request, call.gone, call.consents
+            )
+        except DeniedError:
+            # Nobody has said no to a question that was withdrawn.
+            if call.stopped is not None:
+                raise self._why_stopped(call) from None
+            raise
 
     async def _take_place(self, call: Call, grant: Grant) -> bool:
         """Whether it had to wait for a place."""
