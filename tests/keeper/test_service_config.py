@@ -16,6 +16,8 @@ from pedos_keeper.service_config import (
     find,
     parse,
 )
+from pedos_protocol.keeper_link import TEXT_MAX
+from pedos_protocol.names import END_TEXT_MAX
 
 #: What the packages bring.
 SHIPPED = Path(__file__).parents[2] / "vm_agent" / "qrexec"
@@ -72,8 +74,10 @@ def test_a_service_without_a_file_has_no_wishes() -> None:
     ("text", "words"),
     [
         ("force-user", "'force-user' is not KEY = VALUE"),
-        ("force_user = root", "'force_user' is not a key: force-user, wait-for-session, "),
-        ("user = root", "'user' is not a key"),
+        ("force_user = root", "'force_user' is not a key: force-user is one"),
+        ("On-Caller-Gon = hup", "'On-Caller-Gon' is not a key: on-caller-gone is one"),
+        ("exit-on-service = 1", "'exit-on-service' is not a key: exit-on-service-eof is one"),
+        ("user = root", "'user' is not a key: docs/services.md has all keys"),
         ("force-user =", "'' is not a user's name"),
         ("force-user = ../root", "'../root' is not a user's name"),
         ("force-user = a b", "'b' follows the value"),
@@ -90,6 +94,23 @@ def test_a_line_that_is_wrong_is_an_error_with_file_and_line(text: str, words: s
         parsed(f"# a comment\n\n{text}\n")
     last = 3 + text.count("\n")
     assert str(caught.value).startswith(f"/etc/x:{last}: {words}")
+
+
+def test_every_error_fits_into_what_a_caller_gets() -> None:
+    """With the longest folder, a service of a usual length and the last line of a large file."""
+    path, word = f"{max(FOLDERS, key=len)}/{'a' * 32}+{'b' * 18}", "x" * SIZE_MAX
+    keys = [each.replace("_", "-") for each in ServiceConfig._fields]
+    wrong = [word, f"{word} = a", "no = a", "exit_on_service_eof = true"]
+    wrong += [
+        f"{key}{end}" for key in keys for end in ("", "s = a", f" = {word}", " = 'a", " = a a")
+    ]
+    wrong += [f"{key} = '\\'" for key in keys]
+    wrong += [f"force-user = a # {word}\nforce-user = a"]
+    for text in wrong:
+        with pytest.raises(ConfigError) as caught:
+            parse(b"\n" * 3000 + text.encode(), path)
+        told = str(caught.value)
+        assert len(told) <= END_TEXT_MAX < TEXT_MAX, told
 
 
 @given(st.binary(max_size=200))

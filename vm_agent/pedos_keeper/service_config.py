@@ -48,6 +48,10 @@ class ServiceConfig(NamedTuple):
     on_caller_gone: str = CLOSE
 
 
+FIELDS: Final = ServiceConfig._fields
+#: First letters that a key has to have in common with another word to be named beside it.
+ALIKE_MIN: Final = 3
+
 #: That of a service without a file.
 PLAIN: Final = ServiceConfig()
 
@@ -104,11 +108,20 @@ def _take(words: str, values: dict[str, object]) -> None:
         raise ValueError(f"{shown(words)} is not KEY = VALUE")
     field = key.replace("-", "_")
     if field not in ServiceConfig._fields or "_" in key:
-        known = ", ".join(each.replace("_", "-") for each in ServiceConfig._fields)
-        raise ValueError(f"{shown(key)} is not a key: {known} are")
+        # A caller gets END_TEXT_MAX characters with the path: not enough for all keys.
+        raise ValueError(f"{shown(key)} is not a key: {_likely(field)}")
     if field in values:
         raise ValueError(f"{key} is there twice")
     values[field] = _value(field, _unquoted(value))
+
+
+def _likely(field: str) -> str:
+    """What somebody may have meant who wrote this for a key."""
+    wanted = field.lower()
+    alike, known = max((len(os.path.commonprefix([wanted, each])), each) for each in FIELDS)
+    if alike < ALIKE_MIN:
+        return "docs/services.md has all keys"
+    return f"{known.replace('_', '-')} is one"
 
 
 def _unquoted(value: str) -> str:
