@@ -386,13 +386,30 @@ def no_channel(source: str, code: str, why: str) -> CallError:
     return PublicError("failed", f"{source} could not make a channel: {why}")
 
 
-def too_many_set_up(name: str, most: int, waiting: int) -> CallError:
-    """Others are before it, and the agent does not get on with them."""
+def no_vm_to_call(name: str) -> CallError:
+    """As `no_vm`: `not_found` would say that a VM has no such service."""
+    return failure("failed", f"no VM named '{name}'", hint="qvm-ls")
+
+
+def too_many_set_up(source: str, target: str | None, most: int, silent: Sequence[str]) -> CallError:
+    """Others are before it: channels of the calls of `source`, or of those in `target` alone.
+    `silent` are the VMs whose agents do not answer."""
+    where = "" if target is None else f" in {target}"
+    set_up = f"{most} channels for calls of {source}{where} are being set up"
+    who, told = "", ""
+    if silent:
+        who = f"the agent{'s' * (len(silent) > 1)} of {' and '.join(silent)} did not answer: "
+        # Policy may have sent the call to a VM whose name the caller must not know.
+        told = "the agent of this VM did not answer: "
+        if list(silent) != [source]:
+            told = "what it calls did not answer: "
+            if target is not None:
+                told = "the VM that would serve it did not answer: "
+    here = "" if target is None else " to that VM"
     return ToldError(
         "busy",
-        f"{name} sets up {most} channels of calls, which is the most at once, and {waiting} more "
-        "wait for that",
-        f"{most} channels are being set up, which is the most at once",
+        f"{who}{set_up}, which is the most at once",
+        f"{told}{most} channels for calls{here} are being set up, which is the most at once",
     )
 
 

@@ -282,3 +282,19 @@ async def test_an_older_agent_serves_no_calls(calling: Calling, autojump_clock: 
     await trio.sleep(1)
     assert (await refused(calling.work)).code == "unavailable"
     assert "is older" in lines(calling, "call")[-1]["outcome"]
+
+
+async def test_a_name_that_no_vm_has_is_said_to_be_one_to_dom0s_user_alone(
+    calling: Calling,
+) -> None:
+    error = await refused(calling.dom0, "nosuch")
+    assert (error.code, error.message) == ("failed", "no VM named 'nosuch'")
+    assert error.data["hint"] == "qvm-ls"
+    assert (await refused(calling.dom0, "@default")).code == "denied"
+    vms = await refused(calling.work, "nosuch")
+    assert (vms.code, "no VM" in vms.message) == ("denied", False)
+    assert [each["outcome"] for each in lines(calling, "call")] == [
+        "failed: no VM named 'nosuch'",
+        "denied",
+        "denied",
+    ]

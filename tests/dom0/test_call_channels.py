@@ -11,7 +11,7 @@ from pedos_dom0.calls import broker, channels, ends, starts
 from pedos_protocol.errors import CallError
 from trio.abc import Clock
 
-from tests.dom0.calling import Calling, calling, ended, lines, quiet, refused
+from tests.dom0.calling import Caller, Calling, calling, ended, lines, quiet, refused
 from tests.dom0.fakes import Params, fails, hang
 
 __all__ = ["calling"]
@@ -65,6 +65,41 @@ async def test_two_agents_set_up_few_channels_at_once(
         go.set()
     await quiet()
     assert len(calling.vault.sides) == 6
+
+
+async def test_a_call_that_waits_for_channels_in_vain_is_told_who_does_not_answer(
+    calling: Calling, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "WAIT_TIMEOUT", 5.0)
+    calling.vault.agent.on["service.start"] = hang
+    for caller in (calling.work, calling.dom0):
+        for _ in range(channels.SET_UP_PER_PAIR):
+            await caller.call()
+    began = trio.current_time()
+    errors: list[CallError] = []
+
+    async def call(caller: Caller) -> None:
+        errors.append(await refused(caller))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):  # one that waits takes no place from others
+            nursery.start_soon(call, calling.work)
+        nursery.start_soon(call, calling.dom0)
+        with trio.fail_after(1):
+            await calling.work.call("halted")
+    assert trio.current_time() - began == pytest.approx(5.0)
+    assert {(each.code, each.message) for each in errors} == {
+        (
+            "busy",
+            "the VM that would serve it did not answer: 2 channels for calls to that VM are being "
+            "set up, which is the most at once",
+        ),
+        (
+            "busy",
+            "the agent of vault did not answer: 2 channels for calls of dom0 in vault are being "
+            "set up, which is the most at once",
+        ),
+    }
 
 
 # Starts. Calls that are being started with a new channel have a part in setting that up.

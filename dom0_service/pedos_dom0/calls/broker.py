@@ -22,7 +22,7 @@ from pedos_protocol.messages import (
     parse_result,
     to_wire,
 )
-from pedos_protocol.names import END_TEXT_MAX, harmless_text
+from pedos_protocol.names import END_TEXT_MAX, harmless_text, is_vm_name
 from pedos_protocol.words import request_to
 
 from pedos_dom0 import errors
@@ -150,7 +150,7 @@ class Broker:
                 call.caller, call.subject, call.requested, call.request, call.consents
             )
             if isinstance(answer, CallError):  # and the table of calls never has it
-                self._fail(call, answer)
+                self._fail(call, self._no_such_vm(call) or answer)
                 return
             self.table.add(call)
             if isinstance(answer, Grant) and call.user is None and answer.user is None:
@@ -158,6 +158,13 @@ class Broker:
                 self._grant_at_once(call, answer)
         except Exception as raised:
             self._fail(call, self._as_failure(call, raised))
+
+    def _no_such_vm(self, call: Call) -> CallError | None:
+        """Why policy finds no rule: there is no such VM, which dom0's user may know."""
+        name = call.requested
+        if call.caller.kind.sees_all and is_vm_name(name) and self._state.is_gone(name):
+            return errors.no_vm_to_call(name)
+        return None
 
     def _fail(self, call: Call, failure: CallError) -> None:
         """It is not granted."""
@@ -206,6 +213,7 @@ class Broker:
                 with self._waiting(call):
                     permit = await self.channels.permit(call.source, target, WAIT_TIMEOUT)
                     channel = self.channels.take_idle(call.source, target)
+                    permit.waits_for = call.source
                     channel = channel or await self._make_channel(call, target)
                 await self._state.reach("call.listening")
             if call.stopped is not None:
@@ -355,6 +363,8 @@ class Broker:
             timeout = call.start_by - self._state.time()
             if timeout <= 0:
                 raise CallError("timeout", "the services before it were not started in time")
+            if call.permit is not None:
+                call.permit.waits_for = call.server
             params = to_wire(start_of(call))
             then = partial(self._start_told, call, call.server)
             call.server.ask("service.start", params, timeout=timeout, then=then)

@@ -36,10 +36,10 @@ IDLE_PER_PAIR = 2
 IDLE_PER_VM = 8
 # Seconds after which an idle channel is closed.
 IDLE_SECONDS = 60.0
-# Channels that one agent sets up at once: the rendezvous of each is transactions and watches in
-# xenstore, of which a domain has 10 and 128.
+# Channels that are set up at once for the calls of one VM: the rendezvous of each is transactions
+# and watches in xenstore, of which a domain has 10 and 128.
 SET_UP_AT_ONCE = 4
-# And with one other agent: either can have it hang, and the other one has room for others then.
+# And to one other VM: either can have it hang, and the other one has room for others then.
 SET_UP_PER_PAIR = 2
 # Seconds for an agent to listen, or to close: milliseconds, unless it hangs.
 CHANNEL_TIMEOUT = 10.0
@@ -74,12 +74,23 @@ class Permit:
     """See `Channels.permit`."""
 
     limiters: list[trio.CapacityLimiter] = attrs.field(factory=list)
+    # The agent that has been asked for something, and has not answered.
+    waits_for: AgentLink | None = None
 
     def release(self) -> None:
         """Safe to call twice."""
         for limiter in self.limiters:
             limiter.release_on_behalf_of(self)
         self.limiters.clear()
+
+
+def _too_many(
+    limiter: trio.CapacityLimiter, server: AgentLink, client: AgentLink | None, most: int
+) -> CallError:
+    """So many are being set up already: of the server, or of the pair."""
+    holders = [each for each in limiter.statistics().borrowers if isinstance(each, Permit)]
+    silent = sorted({each.waits_for.name for each in holders if each.waits_for is not None})
+    return too_many_set_up(server.name, None if client is None else client.name, most, silent)
 
 
 class Channels:
@@ -123,23 +134,24 @@ class Channels:
         pair, so that a server holds up no other one in the client.
         """
         permit = Permit()
-        for key, most in (((server,), SET_UP_AT_ONCE), ((server, client), SET_UP_PER_PAIR)):
+        deadline = self._state.time() + timeout
+        # That of the pair first: what waits for it is not set up, and keeps no place of the server.
+        for key, most in (((server, client), SET_UP_PER_PAIR), ((server,), SET_UP_AT_ONCE)):
             for link in (server, client):
                 if link.lost:
                     permit.release()
                     raise failure("unavailable", f"{link.name} went away")
             limiter = self._setting_up.setdefault(key, trio.CapacityLimiter(most))
             try:
-                with trio.move_on_after(timeout) as scope:
+                with trio.move_on_at(deadline) as scope:
                     await limiter.acquire_on_behalf_of(permit)
                     permit.limiters.append(limiter)
             except trio.Cancelled:
                 permit.release()
                 raise
             if scope.cancelled_caught:
-                waiting = limiter.statistics().tasks_waiting
                 permit.release()
-                raise too_many_set_up(server.name, most, waiting)
+                raise _too_many(limiter, server, client if len(key) == 2 else None, most)
         return permit
 
     async def make(self, server: AgentLink, client: AgentLink) -> CallChannel:
