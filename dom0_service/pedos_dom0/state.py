@@ -11,6 +11,7 @@ from pedos_host import faultpoints
 from pedos_host.boot import boot_id
 from pedos_vchan.event_loop import event_loop
 
+from pedos_dom0.audit.call_throttle import CallThrottle
 from pedos_dom0.audit.throttle import AuditThrottle
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_DOMID, DOM0_NAME, DomainInfo
@@ -20,10 +21,6 @@ from pedos_dom0.errors import no_vm
 from pedos_dom0.tables.agents import AgentTable
 from pedos_dom0.tables.assignment import ANY_PORT, Claim, claim
 from pedos_dom0.vms.facts import Facts
-
-# Lines of one VM about calls that it may make, as THROTTLE_AFTER: three for each of some sixty
-# calls a minute, for as long as its allowance lasts.
-CALL_LINES = 192
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -69,7 +66,7 @@ class State:
     # The same for who listens: what VMs do there never has a refusal summed up.
     listening_throttle: AuditThrottle = attrs.field(init=False)
     # The same for calls that VMs may make.
-    call_throttle: AuditThrottle = attrs.field(init=False)
+    call_throttle: CallThrottle = attrs.field(init=False)
     # VMs that are shutting down: they get no device any more.
     closing: Counter[str] = attrs.field(factory=Counter)
     _followers: list[Callable[[], None]] = attrs.field(factory=list, init=False)
@@ -83,7 +80,7 @@ class State:
     def __attrs_post_init__(self) -> None:
         self.audit_throttle = AuditThrottle(self.audit, self.time)
         self.listening_throttle = AuditThrottle(self.audit, self.time)
-        self.call_throttle = AuditThrottle(self.audit, self.time, CALL_LINES)
+        self.call_throttle = CallThrottle(self.audit, self.time)
 
     @facts.default
     def _facts_of_the_driver(self) -> Facts:

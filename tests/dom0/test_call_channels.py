@@ -277,20 +277,6 @@ async def test_a_source_has_so_many_calls_and_so_many_that_wait(
     await calling.untrusted.call()
 
 
-async def test_what_a_vm_may_call_leaves_the_log_to_what_it_is_denied(calling: Calling) -> None:
-    for _ in range(100):
-        answer = await calling.work.call()
-        await quiet()
-        await calling.vault.end(answer["call"])
-        await calling.work.end(answer["call"])
-        await quiet()
-    assert len(lines(calling, "call_ended")) == 64
-    await refused(calling.work, "untrusted")
-    assert lines(calling, "decision")[-1]["verdict"] == "deny"
-    await calling.world.kill()
-    await calling.world.start()
-
-
 async def test_no_channel_is_set_up_with_an_agent_that_has_gone(calling: Calling) -> None:
     state, made = calling.world.state, calling.world.api.calls.broker.channels
     work, vault = state.agents.get("work"), state.agents.get("vault")

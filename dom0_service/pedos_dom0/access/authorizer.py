@@ -23,6 +23,7 @@ from pedos_protocol.frozen import frozen
 
 from pedos_dom0.access.questions import Question
 from pedos_dom0.access.subjects import DeviceSubject, as_named
+from pedos_dom0.audit.call_sum import Called
 from pedos_dom0.device_classes.registered import class_of
 from pedos_dom0.drivers.base import DOM0_NAME
 from pedos_dom0.errors import DeniedError, HiddenError
@@ -331,30 +332,37 @@ class Authorizer:
         is_said = verdict == "deny" and notify and not caller.kind.sees_rules
         # What a VM is allowed to call does not use up the lines for what it is denied.
         is_granted = subject.verb == "call" and verdict == "allow"
-        throttle = self._state.call_throttle if is_granted else self._state.audit_throttle
+        calls, others = self._state.call_throttle, self._state.audit_throttle
         of, throttled = caller.audited, caller.kind.throttled
-        if throttle.counts(
+        # The VM that a rule redirects to; otherwise the named one.
+        target = decision.target or vm
+        if is_granted:
+            called = Called(service, argument, as_named(target))
+            if calls.counts("decision", called, of=of, throttled=throttled, request=request):
+                return
+        elif others.counts(
             "decision", of=of, throttled=throttled, request=request, is_said=is_said
         ):
             return
-        say = f"denied: {caller.name} may not {subject.act(vm)}: {reason} ({request})"
-        throttle.write_uncounted(
-            "decision",
-            of=of,
-            throttled=throttled,
-            say=say if is_said else None,
-            request=request,
-            caller=caller.audited,
-            service=service,
-            argument=argument,
-            source=caller.name,
-            # The VM that a rule redirects to; otherwise the named one.
-            target=decision.target or vm,
+        fields = {
+            "request": request,
+            "caller": caller.audited,
+            "service": service,
+            "argument": argument,
+            "source": caller.name,
+            "target": target,
             **subject.decided,
-            vm=vm,
-            verdict=verdict,
-            rule=rule,
-            reason=reason,
+            "vm": vm,
+            "verdict": verdict,
+            "rule": rule,
+            "reason": reason,
+        }
+        if is_granted:
+            calls.write("decision", **fields)
+            return
+        say = f"denied: {caller.name} may not {subject.act(vm)}: {reason} ({request})"
+        others.write_uncounted(
+            "decision", of=of, throttled=throttled, say=say if is_said else None, **fields
         )
 
     def denied(

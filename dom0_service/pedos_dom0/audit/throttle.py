@@ -87,6 +87,15 @@ class AuditThrottle:
         """Seconds until the author may have a line about what was done; 0 if it may now."""
         return self._done.wait(author, self._time())
 
+    def pays(self, author: str, *, throttled: bool) -> bool:
+        """Takes a line about what was done from the allowance of an author that is `throttled`;
+        False if it has none."""
+        if throttled:
+            if self.wait(author):
+                return False
+            self._done.spend(author, self._time())
+        return True
+
     def write_whole(self, event: str, **fields: object) -> None:
         """One line about what was done, whoever caused it, which is never left out."""
         self._audit.write(event, **fields)

@@ -2,7 +2,8 @@
 
 Before them stand the lines of the decision and of a question, under the same request. A VM can make
 calls as often as it is allowed to, so granted ones have a throttle of their own: they do not use up
-the lines for what it is denied.
+the lines for what it is denied, and sums name them. What dom0's user ends is always written, and
+for a user of the desktop as long as that one has lines.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from pedos_dom0.audit.call_sum import Called
 from pedos_dom0.audit.log import new_request_id
+from pedos_dom0.drivers.base import DOM0_NAME
 
 ADOPTED = "the agents of both sides have it after a restart of dom0's service"
 UNTOLD = "its agent could not tell it at once, as it had no connection to dom0's service"
@@ -29,21 +32,29 @@ def began(state: State, call: Call, outcome: str) -> None:
         return
     call.began_is_told = True
     granted = call.channel is not None
-    throttle = state.call_throttle if granted else state.audit_throttle
     of, throttled = call.caller.audited, call.caller.kind.throttled
-    if throttle.counts("call", of=of, throttled=throttled, request=call.request):
-        return
-    throttle.write_uncounted(
-        "call",
-        of=of,
-        throttled=throttled,
+    is_dom0s_users = _is_dom0s_users(state, call)
+    if granted:
+        if not is_dom0s_users and _counted(state, "call", call, call_id=call.id):
+            return
+    else:
+        state.call_throttle.forget(call.request)
+        if not is_dom0s_users and state.audit_throttle.counts(
+            "call", of=of, throttled=throttled, request=call.request
+        ):
+            return
+    fields = {
         **_named(call),
-        outcome=outcome,
-        channel=_channel(call),
-        seconds=_seconds(call),
-        stages=_stages(call),
+        "outcome": outcome,
+        "channel": _channel(call),
+        "seconds": _seconds(call),
+        "stages": _stages(call),
         **_ended_by(call),
-    )
+    }
+    if granted:
+        state.call_throttle.write("call", **fields)
+    else:
+        state.audit_throttle.write_uncounted("call", of=of, throttled=throttled, **fields)
 
 
 def ended(state: State, call: Call) -> None:
@@ -52,17 +63,17 @@ def ended(state: State, call: Call) -> None:
     if call.end_is_told:
         return
     call.end_is_told = True
-    throttle = state.call_throttle
-    of, throttled = call.caller.audited, call.caller.kind.throttled
-    if throttle.counts("call_ended", of=of, throttled=throttled, request=call.request):
-        return
     service, caller = call.ends.get("service"), call.ends.get("caller")
     end = service or caller
     assert end is not None
-    throttle.write_uncounted(
+    is_counted = not _is_dom0s_users(state, call) and _counted(
+        state, "call_ended", call, outcome=_with_user(call, _end_in_words(end))
+    )
+    state.call_throttle.forget(call.request)
+    if is_counted:
+        return
+    state.call_throttle.write(
         "call_ended",
-        of=of,
-        throttled=throttled,
         **_named(call),
         kind=end.kind,
         status=end.status,
@@ -82,11 +93,24 @@ def ended_untold(state: State, vm: str, end: ServiceEnded, told: RunningCall | N
     """Records what the agent of a VM tells of its side of a call that dom0 does not know (any
     more), as it ended while there was no connection. `told` is from a side that was known."""
     named = {} if told is None else {"service": told.service, "argument": told.argument}
-    state.call_throttle.write(
+    request, throttle = new_request_id(), state.call_throttle
+    # Which VM was called is not known here.
+    called = Called(named.get("service", ""), named.get("argument", "+"), "")
+    is_counted = throttle.counts(
         "call_ended",
+        called,
         of=vm,
         throttled=True,
-        request=new_request_id(),
+        request=request,
+        call_id=end.call,
+        outcome=_end_in_words(end),
+    )
+    throttle.forget(request)
+    if is_counted:
+        return
+    throttle.write(
+        "call_ended",
+        request=request,
         call=end.call,
         caller=vm,
         **named,
@@ -104,13 +128,46 @@ def ended_untold(state: State, vm: str, end: ServiceEnded, told: RunningCall | N
 def adopted(state: State, call: Call) -> None:
     """Records that a call of an earlier run of the service goes on."""
     call.began_is_told = True
-    state.call_throttle.write(
-        "call_adopted",
+    if not _counted(state, "call_adopted", call, call_id=call.id):
+        state.call_throttle.write("call_adopted", **_named(call), reason=ADOPTED)
+
+
+def _counted(
+    state: State,
+    event: str,
+    call: Call,
+    *,
+    call_id: str | None = None,
+    outcome: str | None = None,
+) -> bool:
+    """Whether the line of a granted call is counted instead of written; `outcome` is how it
+    ended."""
+    assert call.target is not None
+    return state.call_throttle.counts(
+        event,
+        Called(call.subject.service, call.subject.argument, call.target),
         of=call.caller.audited,
-        throttled=True,
-        **_named(call),
-        reason=ADOPTED,
+        throttled=call.caller.kind.throttled,
+        request=call.request,
+        call_id=call_id,
+        outcome=outcome,
     )
+
+
+def _is_dom0s_users(state: State, call: Call) -> bool:
+    """Whether dom0's user has had it ended, and has a line for that: root always, and a user of the
+    desktop as for anything else that takes away, or its programs would fill the log with calls that
+    they end."""
+    by = call.ended_by
+    return by is not None and state.audit_throttle.pays(by, throttled=by != DOM0_NAME)
+
+
+def _with_user(call: Call, outcome: str) -> str:
+    return outcome if call.ended_by is None else f"{outcome}, {call.ended_by}"
+
+
+def _end_in_words(end: ServiceEnded) -> str:
+    return f"{end.kind} {end.status}" if end.kind in ("exited", "signalled") else end.kind
 
 
 def _seconds(call: Call) -> float:
