@@ -54,6 +54,69 @@ def request_of(record: Record, call: str) -> str | None:
     return request if whole.startswith(call) and len(call) >= ID_MIN else None
 
 
+def in_sum(record: Record, name: str) -> bool:
+    """Say whether the record is a sum that counts the call whose id, or whose request's, begins
+    so."""
+    texts = record.get("ids")
+    if not isinstance(texts, list) or len(name) < ID_MIN:
+        return False
+    return any(name[:ID_MIN] in text.split() for text in texts if isinstance(text, str))
+
+
+def lacks_ids(record: Record) -> bool:
+    """Say whether the record is a sum that counts calls without their ids."""
+    return record.get("event") == "summed_up" and bool(record.get("ids_left_out"))
+
+
+def has_target(record: Record, vm: str) -> bool:
+    """Say whether the record is a sum of calls, and the VM serves some of them."""
+    return any(kind.get("target") == vm for kind in _kinds(record))
+
+
+def sum_sentences(record: Record) -> list[str]:
+    """Return which calls a sum counts, and how they ended."""
+    said = []
+    for kind in _kinds(record):
+        calls, how = kind.get("calls"), _outcomes(kind)
+        words = f"{_calls(calls)} of {_kind(kind)}" if calls else f"{_kind(kind)}, called before"
+        said.append(f"{words}{how}.")
+    others = record.get("not_named")
+    if isinstance(others, dict):
+        words = f"{_calls(others.get('calls'))} of services that had no room here"
+        said.append(f"{words}{_outcomes(others)}.")
+    return said
+
+
+def sum_row(record: Record) -> str:
+    """Return the same in a few words."""
+    kinds = [f"{show(kind.get('calls'), 20)} {_kind(kind)}" for kind in _kinds(record)]
+    return f"({', '.join(kinds)})" if kinds else ""
+
+
+def _kinds(record: Record) -> list[Record]:
+    calls = record.get("calls") if record.get("event") == "summed_up" else None
+    return [kind for kind in calls if isinstance(kind, dict)] if isinstance(calls, list) else []
+
+
+def _kind(kind: Record) -> str:
+    """What was called: `app.Sign+letters -> vault`."""
+    argument = kind.get("argument")
+    more = " with other arguments" if argument is None else ""
+    shown = "" if argument in (None, "+") else show(argument)
+    return f"{show(kind.get('service') or '-')}{shown}{more} -> {show(kind.get('target') or '-')}"
+
+
+def _calls(number: object) -> str:
+    return "1 call" if number == 1 else f"{show(number, 20)} calls"
+
+
+def _outcomes(kind: Record) -> str:
+    outcomes = kind.get("outcomes")
+    if not isinstance(outcomes, dict) or not outcomes:
+        return ""
+    return f": {', '.join(f'{show(n, 20)} {show(how, 64)}' for how, n in outcomes.items())}"
+
+
 def sentences(record: Record, subject: str, took: str) -> list[str]:
     """Return what happened to the call of `subject`, which took as long as `took` says."""
     event = record.get("event")

@@ -29,6 +29,7 @@ _VM_FIELDS = ("vm", "caller", "source", "target")
 _SHOWN = {
     "time", "event", "request", "caller", "verb", "device_class", "device", "vm", "verdict",
     "outcome", "rule", "reason", "seconds", "options", "service", "argument", "source", "target",
+    "calls", "ids", "not_named",
 }  # fmt: skip
 _TO_OR_FROM = {"detach": "from"}
 
@@ -53,15 +54,15 @@ def is_about(record: Record, vm: str) -> bool:
     if any(value == vm or value.startswith(f"{vm} (") for value in named):
         return True
     vms = record.get("vms")
-    if isinstance(vms, list) and vm in vms:
+    if (isinstance(vms, list) and vm in vms) or audit_calls.has_target(record, vm):
         return True
     device = record.get("device")
     return isinstance(device, str) and device.partition(":")[0] == vm
 
 
 def is_denial(record: Record) -> bool:
-    """Say whether this is a denial, or a sum that may contain denials."""
-    events = record.get("events")
+    """Say whether this is a denial, or a sum that may contain denials: one of calls does not."""
+    events = record.get("events") if record.get("calls") is None else None
     if record.get("event") == "summed_up" and isinstance(events, dict):
         return bool({"decision", "answered"} & events.keys())
     outcome = record.get("outcome")
@@ -71,12 +72,10 @@ def is_denial(record: Record) -> bool:
 
 
 def has_id(record: Record, request: str) -> bool:
-    """Say whether the record belongs to a request, or is a sum with it as the first or last one."""
-    return request in (
-        record.get("request"),
-        record.get("first_request"),
-        record.get("last_request"),
-    )
+    """Say whether the record belongs to a request, or is a sum with it as the first or last one, or
+    one that names it or its call."""
+    named = (record.get("request"), record.get("first_request"), record.get("last_request"))
+    return request in named or audit_calls.in_sum(record, request)
 
 
 def row(record: Record) -> tuple[str, str, str, str, str, str]:
@@ -85,7 +84,8 @@ def row(record: Record) -> tuple[str, str, str, str, str, str]:
     who = _text(record.get("caller") or record.get("source") or record.get("vm"))
     subject = _subject(record)
     subject = "" if subject == who else subject  # a column of its own has it
-    what = " ".join(filter(None, (subject, rest, _why(record), _others(record))))
+    counted = audit_calls.sum_row(record)
+    what = " ".join(filter(None, (subject, rest, _why(record), counted, _others(record))))
     return (
         local_time(record),
         _text(record.get("request")),
@@ -286,6 +286,7 @@ def _summed_up(record: Record) -> list[str]:
     return [
         f"{_text(record.get('vm'))} did more of the same{within}, which was only counted: "
         f"{counted or 'nothing'}.",
+        *audit_calls.sum_sentences(record),
         f"The first was request {_text(record.get('first_request'))}, "
         f"the last {_text(record.get('last_request'))}.",
     ]

@@ -207,7 +207,7 @@ def show_last(session: Session) -> int:
 def show_request(session: Session) -> int:
     """Print everything with one request's id, in order, in words."""
     from pedos_cli import audit_log, audit_text  # noqa: PLC0415  (as above)
-    from pedos_cli.audit_calls import request_of  # noqa: PLC0415
+    from pedos_cli.audit_calls import in_sum, lacks_ids, request_of  # noqa: PLC0415
     from pedos_cli.audit_text import has_id  # noqa: PLC0415
 
     request = session.args.id
@@ -219,17 +219,22 @@ def show_request(session: Session) -> int:
     def containing(text: str, unread: Unread) -> Iterator[Record]:
         return _guarded(path, audit_log.records(path, containing=text, unread=unread))
 
-    found = [record for record in containing(request, unread) if has_id(record, request)]
-    if not found:  # it may be that of a call
-        named = (request_of(record, request) for record in containing(request, audit_log.Unread()))
+    asked, begins = request, request[:REQUEST_LENGTH]  # as much of an id as a sum has
+    found = [record for record in containing(begins, unread) if has_id(record, request)]
+    if all(in_sum(record, request) for record in found):  # it may be that of a call
+        named = (request_of(record, request) for record in containing(begins, audit_log.Unread()))
         request = next(filter(None, named), request)
+    if request != asked:
         again = containing(request, audit_log.Unread())
-        found = [record for record in again if has_id(record, request)]
+        others = [record for record in again if has_id(record, request) and record not in found]
+        found = sorted([*found, *others], key=lambda record: str(record.get("time")))
     _tell_unread(session, unread)
     if not found:
+        sums = sum(map(lacks_ids, containing("ids_left_out", audit_log.Unread())))
+        counted = f"; sums that count calls without their ids: {sums}" if sums else ""
         raise CallError(
             "not_found",
-            f"no record of the request {request} in {path}",
+            f"no record of the request {request} in {path}{counted}",
             {"hint": f"{PROG} --vm VM (what a VM repeats is counted, not written one by one)"},
         )
     if session.args.json:
@@ -238,6 +243,8 @@ def show_request(session: Session) -> int:
     output.put(f"request {request}")
     for record in found:
         first, *more = audit_text.sentences(record)
+        if in_sum(record, asked) or in_sum(record, request):
+            more.insert(0, "The call that was asked for is one of these.")
         when = audit_text.local_time(record)
         output.put(f"  {when}  {first}")
         for line in more:

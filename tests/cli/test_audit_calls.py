@@ -103,3 +103,88 @@ def test_a_line_that_lacks_everything_or_lies_is_shown_all_the_same(event: str) 
         said = "".join(sentences({**record, "event": event}))
         assert said and "\x1b" not in said and "\u202e" not in said
     assert sentences({"event": "call", "stages": {"decide": "x", "\x1b": 1, "start": True}})
+
+
+# Sums. The ids of a call are in one if its lines are not written.
+
+COUNTED, OF_CALL = "0123456789ab", "cd" * 16
+SUM: dict[str, Any] = {
+    "time": "2026-01-02T03:04:10.000Z", "event": "summed_up", "vm": "work",
+    "events": {"decision": 4, "call": 4, "call_ended": 5},
+    "calls": [
+        {"service": "app.Sign", "argument": "+letters", "target": "vault", "calls": 3,
+         "outcomes": {"exited 0": 2, "exited 3": 1}},
+        {"service": "app.Sign", "target": "vault", "calls": 1, "outcomes": {}},
+        {"service": "qubes.VMShell", "argument": "+", "target": "web", "calls": 0,
+         "outcomes": {"problem, dom0 (uid 1000)": 1}},
+    ],
+    "not_named": {"calls": 7, "outcomes": {"other": 7}},
+    "first_request": "aaaaaaaaaaaa", "last_request": "bbbbbbbbbbbb",
+    "ids": [f"aaaaaaaaaaaa {'ee' * 6}", f"{COUNTED} {OF_CALL[:12]}"], "ids_left_out": 2,
+    "seconds": 600.0,
+}  # fmt: skip
+IS_ONE = "The call that was asked for is one of these."
+SAID = [
+    "work did more of the same within 600.0 s, which was only counted: 4 decision, 4 call, 5 "
+    "call_ended.",
+    "3 calls of app.Sign+letters -> vault: 2 exited 0, 1 exited 3.",
+    "1 call of app.Sign with other arguments -> vault.",
+    "qubes.VMShell -> web, called before: 1 problem, dom0 (uid 1000).",
+    "7 calls of services that had no room here: 7 other.",
+    "The first was request aaaaaaaaaaaa, the last bbbbbbbbbbbb.",
+]
+
+
+@pytest.fixture
+def summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A log with a story and a sum; dom0's user has ended a call that the sum counts."""
+    end = {**ENDED, "request": COUNTED, "call": OF_CALL, "by": "dom0"}
+    log = tmp_path / "audit.jsonl"
+    log.write_text("".join(json.dumps(record) + "\n" for record in [*STORY, end, SUM]))
+    monkeypatch.setenv("PEDOS_AUDIT", str(log))
+    return log
+
+
+@pytest.mark.parametrize("name", [COUNTED, OF_CALL, OF_CALL[:12]])
+def test_a_call_that_is_only_counted_is_said_to_be_in_its_sum(
+    summed: Path, capsys: Captured, name: str
+) -> None:
+    assert main(["show", name]) == 0
+    told = [line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()]
+    assert told[0] == f"request {COUNTED}" or name == COUNTED
+    assert told[2] == "dom0 ended it."
+    first, *others = SAID
+    assert told[-7:] == [first, IS_ONE, *others]
+
+
+def test_a_sum_of_which_a_call_is_the_first_only_says_so_too(
+    summed: Path, capsys: Captured
+) -> None:
+    assert main(["show", "aaaaaaaaaaaa"]) == 0
+    assert IS_ONE in capsys.readouterr().out
+
+
+def test_a_call_without_an_id_in_a_sum_is_said_to_be_possible(
+    summed: Path, capsys: Captured
+) -> None:
+    assert main(["show", "f" * 12]) == 4
+    said = f"no record of the request {'f' * 12} in {summed}; sums that count calls without "
+    assert said in capsys.readouterr().err
+
+
+def test_a_sum_of_calls_is_a_row_about_its_vms_and_no_denial(
+    summed: Path, capsys: Captured
+) -> None:
+    assert main(["--vm", "web"]) == 0
+    (row_,) = capsys.readouterr().out.splitlines()
+    words = "(3 app.Sign+letters -> vault, 1 app.Sign with other arguments -> vault, 0 qubes"
+    assert words in row_ and COUNTED not in row_
+    assert main(["--denied"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("field", ["calls", "ids", "not_named"])
+@pytest.mark.parametrize("value", [None, 5, "x", [5, None, {}], {"calls": {}, "outcomes": 5}])
+def test_a_sum_of_any_content_is_shown(field: str, value: object) -> None:
+    for record in ({**SUM, field: value}, {**SUM, "calls": [{**SUM["calls"][0], "target": value}]}):
+        assert sentences(record) and row(record)
