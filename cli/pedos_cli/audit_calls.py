@@ -45,6 +45,13 @@ _KINDS = {
 }
 
 
+#: Fields of a sum, and which calls they count.
+_OTHERS = (
+    ("not_named", "of services that had no room here"),
+    ("not_begun", "that started nothing"),
+)
+
+
 def request_of(record: Record, call: str) -> str | None:
     """Return the request of the call whose id this is, or begins so; None if the record is of
     another."""
@@ -80,10 +87,10 @@ def sum_sentences(record: Record) -> list[str]:
         calls, how = kind.get("calls"), _outcomes(kind)
         words = f"{_calls(calls)} of {_kind(kind)}" if calls else f"{_kind(kind)}, called before"
         said.append(f"{words}{how}.")
-    others = record.get("not_named")
-    if isinstance(others, dict):
-        words = f"{_calls(others.get('calls'))} of services that had no room here"
-        said.append(f"{words}{_outcomes(others)}.")
+    for name, what in _OTHERS:
+        others = record.get(name)
+        if isinstance(others, dict):
+            said.append(f"{_calls(others.get('calls'))} {what}{_outcomes(others)}.")
     return said
 
 

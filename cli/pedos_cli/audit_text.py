@@ -29,7 +29,7 @@ _VM_FIELDS = ("vm", "caller", "source", "target")
 _SHOWN = {
     "time", "event", "request", "caller", "verb", "device_class", "device", "vm", "verdict",
     "outcome", "rule", "reason", "seconds", "options", "service", "argument", "source", "target",
-    "calls", "ids", "not_named",
+    "calls", "ids", "not_named", "not_begun",
 }  # fmt: skip
 _TO_OR_FROM = {"detach": "from"}
 

@@ -119,6 +119,7 @@ SUM: dict[str, Any] = {
          "outcomes": {"problem, dom0 (uid 1000)": 1}},
     ],
     "not_named": {"calls": 7, "outcomes": {"other": 7}},
+    "not_begun": {"calls": 9, "outcomes": {"not_found": 9}},
     "first_request": "aaaaaaaaaaaa", "last_request": "bbbbbbbbbbbb",
     "ids": [f"aaaaaaaaaaaa {'ee' * 6}", f"{COUNTED} {OF_CALL[:12]}"], "ids_left_out": 2,
     "seconds": 600.0,
@@ -131,6 +132,7 @@ SAID = [
     "1 call of app.Sign with other arguments -> vault.",
     "qubes.VMShell -> web, called before: 1 problem, dom0 (uid 1000).",
     "7 calls of services that had no room here: 7 other.",
+    "9 calls that started nothing: 9 not_found.",
     "The first was request aaaaaaaaaaaa, the last bbbbbbbbbbbb.",
 ]
 
@@ -154,7 +156,7 @@ def test_a_call_that_is_only_counted_is_said_to_be_in_its_sum(
     assert told[0] == f"request {COUNTED}" or name == COUNTED
     assert told[2] == "dom0 ended it."
     first, *others = SAID
-    assert told[-7:] == [first, IS_ONE, *others]
+    assert told[-8:] == [first, IS_ONE, *others]
 
 
 def test_a_sum_of_which_a_call_is_the_first_only_says_so_too(
@@ -183,7 +185,7 @@ def test_a_sum_of_calls_is_a_row_about_its_vms_and_no_denial(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("field", ["calls", "ids", "not_named"])
+@pytest.mark.parametrize("field", ["calls", "ids", "not_named", "not_begun"])
 @pytest.mark.parametrize("value", [None, 5, "x", [5, None, {}], {"calls": {}, "outcomes": 5}])
 def test_a_sum_of_any_content_is_shown(field: str, value: object) -> None:
     for record in ({**SUM, field: value}, {**SUM, "calls": [{**SUM["calls"][0], "target": value}]}):

@@ -1,10 +1,11 @@
 """What the log says of calls of services that have no lines of their own: one bounded sum.
 
 What was called is done, so a number alone would leave out what the log is for. The sum names each
-service with argument and target, how often it was called and how the calls ended, and the ids by
-which `qvm-audit show` finds them. A VM chooses arguments at will, and cannot hide a service behind
-them: beyond a few, a service's calls are counted together. What has no room for its name is counted
-as well. A whole sum fits into one line of the log. No I/O and no clock here.
+service with argument and target, how often it was started and how the calls ended, and the ids by
+which `qvm-audit show` finds them. A VM chooses arguments at will, and where a rule allows all
+services, their names, and cannot hide a service behind them: beyond a few arguments, a service's
+calls are counted together, and a name that starts nothing has no place. What has no room for its
+name is counted as well. A whole sum fits into one line of the log. No I/O and no clock here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import attrs
 # that calls without end mostly calls one thing.
 ARGUMENTS_MAX = 4
 EXACT_MAX = 10
-# Services in a VM beyond these that are named without: more than rules allow to a VM that is not
-# allowed everything.
+# Services in a VM beyond these that are named without: more than a VM has that serves others.
 REST_MAX = 10
 # Different ends of one kind that are named; the rest is counted together. Statuses are the
 # service's to choose.
@@ -72,21 +72,14 @@ class CallSum:
     _arguments: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     _rest: dict[tuple[str, str], _Kind] = attrs.field(factory=dict)
     _unnamed: _Kind = attrs.field(factory=_Kind)
+    _not_begun: _Kind = attrs.field(factory=_Kind)
     _ids: list[str] = attrs.field(factory=list)
     _ids_left_out: int = 0
 
-    def add(
-        self,
-        event: str,
-        called: Called,
-        request: str,
-        *,
-        is_new: bool = False,
-        call_id: str | None = None,
-        outcome: str | None = None,
+    def note(
+        self, event: str, request: str, *, is_new: bool = False, call_id: str | None = None
     ) -> None:
-        """One line that is not written: the first about its call if `is_new`. `outcome` is how the
-        call ended."""
+        """One line that is not written: the first about its call if `is_new`."""
         if not self.events:
             self.first = request
         self.last = request
@@ -95,11 +88,14 @@ class CallSum:
             self._note_id(request)
         if call_id is not None:
             self._note_id(call_id)
-        if is_new or outcome is not None:
-            kind = self._kind(called)
-            kind.calls += is_new
-            if outcome is not None:
-                kind.ended(outcome[:OUTCOME_SHOWN])
+
+    def began(self, called: Called | None) -> None:
+        """A service was started; None if none was for a call that was allowed."""
+        self._kind(called).calls += 1
+
+    def ended(self, called: Called | None, outcome: str) -> None:
+        """So it ended; None if no service was started."""
+        self._kind(called).ended(outcome[:OUTCOME_SHOWN])
 
     def fields(self) -> dict[str, Any]:
         """Fields of its line."""
@@ -120,11 +116,11 @@ class CallSum:
             " ".join(self._ids[at : at + IDS_PER_TEXT])
             for at in range(0, len(self._ids), IDS_PER_TEXT)
         ]
-        is_whole = not (self._unnamed.calls or self._unnamed.outcomes)
+        others = {"not_named": self._unnamed, "not_begun": self._not_begun}
         return {
             "events": dict(self.events),
             "calls": calls,
-            **({} if is_whole else {"not_named": self._unnamed.fields()}),
+            **{name: kind.fields() for name, kind in others.items() if kind.calls or kind.outcomes},
             "first_request": self.first,
             "last_request": self.last,
             "ids": ids,
@@ -137,8 +133,10 @@ class CallSum:
         else:
             self._ids_left_out += 1
 
-    def _kind(self, called: Called) -> _Kind:
+    def _kind(self, called: Called | None) -> _Kind:
         """Where a call is counted: the same for as long as this sum is."""
+        if called is None:
+            return self._not_begun
         found = self._exact.get(called)
         if found is not None:
             return found

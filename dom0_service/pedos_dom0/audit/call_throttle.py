@@ -3,8 +3,9 @@
 A VM may call as often as it likes, and three lines for each call would push out of the log what
 others did (see allowance.py). So a call has all its lines or none: beyond CALL_LINES within
 CALL_INTERVAL, or without lines in the VM's allowance, it is a part of a sum (call_sum.py), which is
-written when the interval is over. A service in a VM that was not called in this interval yet has
-its lines all the same, so that no flood of one service hides another one's first call.
+written when the interval is over. A service that is started in a VM for the first time in this
+interval has the lines of its beginning and end all the same, so that no flood of one service hides
+another one's first call, nor one of names that start nothing.
 
 The programs of one user of dom0's desktop count as one VM.
 """
@@ -32,12 +33,15 @@ CALL_LINES = 1920
 # A decision, the beginning and the end.
 LINES_PER_CALL = 3
 # Calls that have their lines although these are used up, as the first ones of their service in that
-# VM. A VM that uses them all writes as many lines a day again as its allowance has.
+# VM. A VM that uses them all has not many more lines a day than its allowance.
 FIRSTS_MAX = 8
 # Services in VMs that are known to be called within an interval; any further one is a first one.
 PAIRS_MAX = 64
 # Calls of which it is known whether they have lines: some 128 of each VM run or wait.
 KNOWN_MAX = 8192
+
+# A call has its lines; or it is counted, and no service was started yet, or one was.
+WHOLE, COUNTED, BEGUN = "whole", "counted", "begun"
 
 
 @attrs.define(eq=False)
@@ -70,8 +74,8 @@ class CallThrottle:
         self._after = after
         self._heard: dict[str, _Heard] = {}
         self._allowance = Allowances()
-        # By request, whether its lines are written.
-        self._is_whole: dict[str, bool] = {}
+        # By request.
+        self._known: dict[str, str] = {}
 
     def counts(
         self,
@@ -82,10 +86,14 @@ class CallThrottle:
         throttled: bool,
         request: str,
         call_id: str | None = None,
+        has_begun: bool = False,
         outcome: str | None = None,
     ) -> bool:
-        """Whether a line is counted instead of written: if not, `write` follows. `call_id` and
-        `outcome` come once for each call, if they do."""
+        """Whether a line is counted instead of written: if not, `write` follows.
+
+        `call_id` comes once for each call, with the line about its beginning, and `has_begun` if a
+        service was started; `outcome` comes with the last line.
+        """
         if not throttled:
             return False
         now = self._time()
@@ -94,26 +102,32 @@ class CallThrottle:
             heard = self._heard[of] = _Heard(of, now, self._interval_over)
         elif now - heard.began >= CALL_INTERVAL:
             self._interval_over(heard)
-        is_whole = self._is_whole.get(request)
-        is_new = is_whole is None
-        if is_whole is None:
-            is_whole = self._takes(heard, called, now)
-            if len(self._is_whole) >= KNOWN_MAX:
-                del self._is_whole[next(iter(self._is_whole))]
-            self._is_whole[request] = is_whole
-        if is_whole:
+        before = self._known.get(request)
+        state = before or self._at_first(heard, now)
+        is_first = has_begun and self._is_first(heard, called)
+        if is_first and state != WHOLE and heard.firsts < FIRSTS_MAX:
+            heard.firsts += 1
+            state = WHOLE
+        if state == COUNTED and has_begun:
+            state = BEGUN
+        if before is None and len(self._known) >= KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[request] = state
+        if state == WHOLE:
             self._allowance.spend(of, now)
             return False
-        if heard.sum is None:
-            heard.sum = CallSum()
-            heard.deadline = heard.began + CALL_INTERVAL
-            event_loop().sweeper.watch(heard)
-        heard.sum.add(event, called, request, is_new=is_new, call_id=call_id, outcome=outcome)
+        counted = self._sum(heard)
+        counted.note(event, request, is_new=before is None, call_id=call_id)
+        of_service = called if state == BEGUN else None
+        if call_id is not None:
+            counted.began(of_service)
+        if outcome is not None:
+            counted.ended(of_service, outcome)
         return True
 
     def forget(self, request: str) -> None:
         """The call is over, and has no further line. Fine if there was none."""
-        self._is_whole.pop(request, None)
+        self._known.pop(request, None)
 
     def write(self, event: str, **fields: object) -> None:
         """One line that `counts` does not count."""
@@ -124,19 +138,28 @@ class CallThrottle:
         for heard in self._heard.values():
             self._write_sum(heard)
 
-    def _takes(self, heard: _Heard, called: Called, now: float) -> bool:
-        """Whether a call has its lines."""
-        pair = (called.service, called.target)
-        is_first = pair not in heard.pairs
-        if is_first and len(heard.pairs) < PAIRS_MAX:
-            heard.pairs.add(pair)
+    def _at_first(self, heard: _Heard, now: float) -> str:
+        """Whether a call has its lines because there are some."""
         if heard.lines < self._after and not self._allowance.wait(heard.vm, now):
             heard.lines += LINES_PER_CALL
-            return True
-        if not is_first or heard.firsts >= FIRSTS_MAX:
+            return WHOLE
+        return COUNTED
+
+    def _is_first(self, heard: _Heard, called: Called) -> bool:
+        pair = (called.service, called.target)
+        if pair in heard.pairs:
             return False
-        heard.firsts += 1
+        if len(heard.pairs) < PAIRS_MAX:
+            heard.pairs.add(pair)
         return True
+
+    def _sum(self, heard: _Heard) -> CallSum:
+        """The present one."""
+        if heard.sum is None:
+            heard.sum = CallSum()
+            heard.deadline = heard.began + CALL_INTERVAL
+            event_loop().sweeper.watch(heard)
+        return heard.sum
 
     def _interval_over(self, heard: _Heard) -> None:
         # After an interval with a sum, the VM stays throttled: only first calls are written.

@@ -35,7 +35,10 @@ def began(state: State, call: Call, outcome: str) -> None:
     of, throttled = call.caller.audited, call.caller.kind.throttled
     is_dom0s_users = _is_dom0s_users(state, call)
     if granted:
-        if not is_dom0s_users and _counted(state, "call", call, call_id=call.id):
+        has_begun = outcome == "started"
+        if not is_dom0s_users and _counted(
+            state, "call", call, call_id=call.id, has_begun=has_begun
+        ):
             return
     else:
         state.call_throttle.forget(call.request)
@@ -103,6 +106,7 @@ def ended_untold(state: State, vm: str, end: ServiceEnded, told: RunningCall | N
         throttled=True,
         request=request,
         call_id=end.call,
+        has_begun=bool(named),
         outcome=_end_in_words(end),
     )
     throttle.forget(request)
@@ -128,7 +132,7 @@ def ended_untold(state: State, vm: str, end: ServiceEnded, told: RunningCall | N
 def adopted(state: State, call: Call) -> None:
     """Records that a call of an earlier run of the service goes on."""
     call.began_is_told = True
-    if not _counted(state, "call_adopted", call, call_id=call.id):
+    if not _counted(state, "call_adopted", call, call_id=call.id, has_begun=True):
         state.call_throttle.write("call_adopted", **_named(call), reason=ADOPTED)
 
 
@@ -138,10 +142,10 @@ def _counted(
     call: Call,
     *,
     call_id: str | None = None,
+    has_begun: bool = False,
     outcome: str | None = None,
 ) -> bool:
-    """Whether the line of a granted call is counted instead of written; `outcome` is how it
-    ended."""
+    """Whether the line of a granted call is counted instead of written, see `counts`."""
     assert call.target is not None
     return state.call_throttle.counts(
         event,
@@ -150,6 +154,7 @@ def _counted(
         throttled=call.caller.kind.throttled,
         request=call.request,
         call_id=call_id,
+        has_begun=has_begun,
         outcome=outcome,
     )
 
