@@ -16,6 +16,10 @@ from pedos_protocol.call_link import Call as CallMessage
 
 from pedos_call.connection import Connection, UnreachableError, keep, take
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 #: Bytes of output and of error output that are kept in memory, unless the caller says otherwise: a
 #: service of another VM decides how much it writes.
 OUTPUT_MAX: Final = 64 * 1024 * 1024
@@ -43,7 +47,8 @@ class CompletedCall(NamedTuple):
 
     `kind` is "exited" or "signalled" if the service has ended by itself, with `status`; otherwise
     why there is no status of its own, which `text` says in words ("problem", "refused",
-    "not_found", "lost"). `exit_status` is that of qvm-call. What was not captured is b"".
+    "not_found", "aborted", "lost"), and `status` is 0. `exit_status` is that of qvm-call. What was
+    not captured is b"".
     """
 
     kind: str
@@ -73,7 +78,7 @@ def call(
     target: str,
     service: str,
     *,
-    input: bytes = b"",  # noqa: A002 - as subprocess.run names it
+    input: ReadableBuffer = b"",  # noqa: A002 - as subprocess.run names it
     stdin: Stream | None = None,
     stdout: Stream = PIPE,
     stderr: Stream = PIPE,
@@ -85,21 +90,23 @@ def call(
 ) -> CompletedCall:
     """Call SERVICE[+ARGUMENT] of a VM, and wait for its end.
 
-    The service reads `input`, or from `stdin`, a pipe or stream socket. Its output is returned, or
-    goes to `stdout` and `stderr`, which are pipes or stream sockets too; for files and terminals
-    run qvm-call. An empty target is @default. `timeout` is in seconds; a call that takes longer is
-    aborted. `path` is the agent's call socket, where it is not the usual one.
+    The service reads the bytes of `input`, or from `stdin`, a pipe or stream socket. Its output is
+    returned, or goes to `stdout` and `stderr`, which are pipes or stream sockets too; for files and
+    terminals run qvm-call. An empty target is @default. `timeout` is in seconds; a call that takes
+    longer is aborted. `path` is the agent's call socket, where it is not the usual one.
 
     UnreachableError without an agent, TimeoutError, OutputTooLongError, ValueError for a stream or
-    name that cannot be; CallFailedError if `check` and the exit status is not 0. Everything else
-    that can go wrong is a result.
+    name that cannot be, TypeError for an input that is no contiguous bytes-like object;
+    CallFailedError if `check` and the exit status is not 0. Everything else that can go wrong is a
+    result.
     """
-    if input and stdin is not None:
+    written = memoryview(input).cast("B")  # of items of several bytes it counts bytes, too
+    if written and stdin is not None:
         raise ValueError("a call has either input or stdin")
     if timeout is not None and math.isnan(timeout):
         raise ValueError("a timeout is a number of seconds")
     name, _, argument = service.partition("+")
-    streams = _Streams(input, stdin, stdout, stderr, output_max)
+    streams = _Streams(written, stdin, stdout, stderr, output_max)
     try:
         message = CallMessage(
             VERSION, streams.are_ours, target or "@default", name, f"+{argument}", user
@@ -110,7 +117,7 @@ def call(
         streams.close()
     completed = CompletedCall(
         ended.kind,
-        ended.status,
+        ended.status if ended.kind in ("exited", "signalled") else 0,
         ended.exit_status,
         bytes(streams.stdout),
         bytes(streams.stderr),
@@ -173,7 +180,7 @@ class _Streams:
 
     def __init__(
         self,
-        written: bytes,
+        written: memoryview,
         stdin: Stream | None,
         stdout: Stream,
         stderr: Stream,
@@ -182,7 +189,7 @@ class _Streams:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.for_agent: list[int] = []
-        self._left = memoryview(written)
+        self._left = written
         self._output_max = output_max
         self._ours: list[int] = []  # for the agent, closed as soon as it has them
         self._socket: socket.socket | None = None

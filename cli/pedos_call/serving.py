@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import queue
 import socket
+import stat
 import sys
 import threading
 import time
@@ -46,19 +48,30 @@ class Served(NamedTuple):
 def serve(path: str, answer: Callable[[Served], object], *, threads: int = THREADS) -> None:
     """Listen at `path`, and have `answer` serve each call, until the program is ended.
 
-    `answer` reads and writes `stream`, which is closed when it returns; what it raises is printed
-    and ends that call alone. The caller's exit status is 0 in any case: what is written has to tell
-    of a failure. It runs in one of so many threads. A stale socket at `path` is replaced; OSError
-    if a program listens there.
+    `answer` reads and writes `stream`, which is closed when it returns; what it raises, SystemExit
+    too, is printed and ends that call alone. The caller's exit status is 0 in any case: what is
+    written has to tell of a failure. It runs in one of so many threads, none of which is the one
+    that has called `serve`: there Ctrl-C, and what handlers of signals raise, ends it. A stale
+    socket of this user at `path` is replaced; OSError if a program listens there, or if anything
+    else stands there.
     """
+    failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            serve_on(listener, answer)
+        except BaseException as error:
+            failures.put(error)
+
     with listen(path) as listener:
-        workers = [
-            threading.Thread(target=serve_on, args=(listener, answer), daemon=True)
-            for _ in range(threads - 1)
-        ]
-        for each in workers:
-            each.start()
-        serve_on(listener, answer)
+        try:
+            for _ in range(threads):
+                threading.Thread(target=work, daemon=True).start()
+            raise failures.get()
+        finally:
+            # A close alone would leave them in accept(2).
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
 
 
 def listen(path: str) -> socket.socket:
@@ -67,17 +80,31 @@ def listen(path: str) -> socket.socket:
     try:
         try:
             listener.bind(path)
-        except OSError:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(path) != errno.ECONNREFUSED:
-                    raise
-            os.unlink(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            remove_stale(path)
             listener.bind(path)
         listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def remove_stale(path: str) -> None:
+    """Remove a socket of this user at which nobody listens any more. OSError for anything else:
+    connect(2) refuses files of other kinds in the same way."""
+    found = os.lstat(path)
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.ENOTSOCK, "there is something else than a socket", path)
+    if found.st_uid != os.geteuid():
+        raise FileExistsError(errno.EEXIST, "there is a socket of another user", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # one whose backlog is full has a program, and would be waited for
+        if probe.connect_ex(path) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
+    os.unlink(path)
 
 
 def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> None:
@@ -103,8 +130,9 @@ def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> Non
                 continue
             try:
                 answer(served)
-            except Exception:
-                traceback.print_exc(file=sys.stderr)
+            except BaseException:  # sys.exit() would end this thread, and say nothing
+                with contextlib.suppress(OSError, ValueError):  # nobody reads standard error
+                    traceback.print_exc(file=sys.stderr)
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
 

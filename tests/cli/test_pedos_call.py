@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -95,6 +96,29 @@ def test_input_and_output_are_bytes(agent: FakeAgent, data: bytes) -> None:
 def read_then_write(asked: Asked) -> None:
     assert asked.message == Call(1, True, "vault", "work.Echo", "+x", "")
     echo(asked)
+
+
+@pytest.mark.parametrize("kind", ["B", "I", "d"])
+@pytest.mark.parametrize("count", [0, 3, 300_000])
+def test_an_input_of_items_is_their_bytes(agent: FakeAgent, kind: str, count: int) -> None:
+    data = array(kind, [7] * count)
+    with Answering(echo, agent=agent):
+        assert pedos_call.call("vault", "work.Echo", input=data).stdout == data.tobytes()
+
+
+@pytest.mark.parametrize("data", ["text", 5, memoryview(b"abcdef")[::2]], ids=str)
+def test_an_input_that_is_no_row_of_bytes_is_of_a_wrong_type(data: Any) -> None:
+    with pytest.raises(TypeError, match=r"bytes-like|contiguous"):
+        pedos_call.call("vault", "work.Echo", input=data, path="/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("problem", 125), ("not_found", 127), ("exited", 125), ("signalled", 9)]
+)
+def test_only_a_service_has_a_status(agent: FakeAgent, kind: str, status: int) -> None:
+    with Answering(lambda asked: asked.ended(kind, status), agent=agent):
+        done = pedos_call.call("vault", "work.Echo")
+    assert done.status == (status if kind in ("exited", "signalled") else 0)
 
 
 def test_calls_share_a_connection_and_never_their_bytes(agent: FakeAgent) -> None:
@@ -269,6 +293,100 @@ def test_a_service_answers_calls_one_by_one(tmp_path: Path) -> None:
     thread.join(PATIENCE)
     listener.close()
     serving.listen(path).close()  # a stale socket is replaced
+
+
+def fill_backlog(path: Path) -> list[socket.socket]:
+    """A program that listens, and takes none of those that wait."""
+    listener, waiting = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(0)
+    waiting.connect(str(path))
+    return [listener, waiting]
+
+
+def test_nothing_but_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+    file, link, folder = tmp_path / "file", tmp_path / "link", tmp_path / "folder"
+    file.write_text("notes")
+    stale = tmp_path / "stale"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(stale))
+    link.symlink_to(stale)
+    folder.mkdir()
+    for each in (file, link, folder):
+        with pytest.raises(OSError, match="something else than a socket") as caught:
+            serving.listen(str(each))
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOTSOCK, str(each))
+    assert file.read_text() == "notes"
+    assert link.is_symlink() and stale.exists()
+    with pytest.raises(FileNotFoundError):
+        serving.listen(str(tmp_path / "none" / "a.B"))
+    busy = tmp_path / "busy"
+    others = fill_backlog(busy)
+    with pytest.raises(OSError, match="in use"):
+        serving.listen(str(busy))
+    assert busy.exists()
+    for other in others:
+        other.close()
+
+
+def test_a_socket_of_another_user_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / "stale"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(stale))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(FileExistsError, match="another user"):
+        serving.listen(str(stale))
+    assert stale.exists()
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, ZeroDivisionError])
+def test_what_a_handler_raises_ends_its_call_alone(
+    raised: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    for _, theirs in pairs:
+        theirs.sendall(b"a.B+ work\0")
+    served: list[str] = []
+
+    def answer(call: pedos_call.Served) -> None:
+        served.append(call.service)
+        raise raised
+
+    with pytest.raises(OSError, match="Bad file"):
+        serving.serve_on(cast("Any", Listener(*(ours for ours, _ in pairs))), answer)
+    assert served == ["a.B"] * 2
+    assert capsys.readouterr().err.count(f"\n{raised.__name__}") == 2
+    for _, theirs in pairs:
+        assert theirs.recv(9) == b"", "the call has an end"
+        theirs.close()
+
+
+def test_a_service_ends_when_its_socket_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no handler runs in the thread that serves, where signals are handled."""
+    path = str(tmp_path / "a.B")
+    made: list[socket.socket] = []
+    seen: list[int] = []
+
+    def listen(path: str) -> socket.socket:
+        made.append(listener := serving_listen(path))
+        with socket.socket(socket.AF_UNIX) as keeper:
+            keeper.connect(path)
+            keeper.sendall(b"a.B+ work\0")
+        return listener
+
+    def answer(_: pedos_call.Served) -> None:
+        seen.append(threading.get_ident())
+        made[0].shutdown(socket.SHUT_RDWR)
+
+    serving_listen = serving.listen
+    monkeypatch.setattr(serving, "listen", listen)
+    with pytest.raises(OSError, match="Invalid argument"):
+        pedos_call.serve(path, answer, threads=1)
+    assert seen and seen[0] != threading.get_ident()
 
 
 def test_a_header_in_pieces_has_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
