@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <spawn.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -75,7 +76,9 @@ static int set_attributes(posix_spawnattr_t *attributes, int group)
 
     sigemptyset(&signals);
     posix_spawnattr_setsigmask(attributes, &signals);
-    sigfillset(&signals);
+    /* Also 32 and 33, which the C library keeps to itself: sigfillset(3) leaves them out, and what is
+     * not in this set of those the new process begins with ignored. */
+    memset(&signals, 0xff, sizeof signals);
     posix_spawnattr_setsigdefault(attributes, &signals);
     if (group >= 0) {
         flags |= POSIX_SPAWN_SETCGROUP;

@@ -122,6 +122,18 @@ def test_a_plain_service_is_found_unless_anything_else_is_to_be_known(tmp_path: 
         plain_service(("/",) * 65, (), ())
 
 
+def test_a_process_begins_with_no_signal_blocked_or_ignored(tmp_path: Path) -> None:
+    # Python ignores SIGPIPE, and the C library has the child ignore the two that it uses itself.
+    with open(tmp_path / "status", "wb") as written:
+        command = ("cat", "/proc/self/status")
+        pid, file = spawn("/bin/cat", command, (), (0, written.fileno(), 2), -1)
+    os.close(file)
+    os.waitpid(pid, 0)
+    lines = (tmp_path / "status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    assert {int(fields[name], 16) for name in ("SigBlk", "SigIgn")} == {0}
+
+
 def test_a_process_can_be_waited_for_and_reaped_once(pair: Pair) -> None:
     pid, file = spawn("/bin/sh", ("sh", "-c", "exit 7"), (), (0, 1, 2), -1)
     try:
