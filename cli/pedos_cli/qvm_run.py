@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from shlex import join
+from shlex import join, quote
 
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import is_service_argument, is_service_name, is_user_name
@@ -67,8 +67,8 @@ def build_parser() -> Parser:
     parser.add_argument("vm", metavar="VM", nargs="?", help="the VM that runs the command")
     parser.add_argument(
         "words", metavar="COMMAND", nargs="*",
-        help="a shell command, or with --service SERVICE[+ARGUMENT]; of several words, or behind "
-        "`--`, none is a shell's to interpret",
+        help="a shell command, or with --service SERVICE[+ARGUMENT]; of several words none is a "
+        "shell's to interpret, and those behind `--` are no options",
     )  # fmt: skip
     parser.add_argument(
         "-p", "--pass-io", action="store_true",
@@ -168,25 +168,30 @@ def run_silently(session: Session, program: str, words: Sequence[str]) -> int:
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status < 0:
         raise CallError("failed", f"{CALL} was ended by signal {-status}")
-    for line in lines:
-        tell(session, line)
+    told_ends = [tell(session, line) for line in lines]
+    if not any(told_ends):  # only wrong usage, or a fault, ends it without such a line
+        raise CallError("failed", f"{CALL} ended with status {status}, and did not say why")
     return status
 
 
-def tell(session: Session, line: bytes) -> None:
-    """Print what a line of `qvm-call --status-fd` says of a call that came to no end of its own."""
+def tell(session: Session, line: bytes) -> bool:
+    """Print what a line of `qvm-call --status-fd` says of a call that came to no end of its own;
+    return whether it is about the end."""
     from json import loads  # noqa: PLC0415  (only a call whose streams lead nowhere needs it)
 
     try:
         told = loads(line)
     except ValueError:
-        return
-    if not isinstance(told, dict) or not told.get("text"):
-        return
+        return False
+    if not isinstance(told, dict) or told.get("event") != "ended":
+        return False
+    if not told.get("text"):
+        return True
     complain(f"{PROG}: {show(told['text'], MESSAGE_MAX)}")
     for label, name in (("rule: ", "rule"), ("try:  ", "hint"), ("request: ", "request")):
         if told.get(name) and session.verbosity >= 0:
             complain(f"  {label}{show(told[name])}")
+    return True
 
 
 def filters(args: argparse.Namespace) -> list[str]:
@@ -221,8 +226,9 @@ def shell_line(words: Sequence[str]) -> str:
     """Return what the shell in the VM reads: the command, and then its own end. What comes after
     that is the command's input, as a shell reads no further than the line's end."""
     command = words[0] if len(words) == 1 else join(words)
-    # The line break ends a comment in the command, which would hide the rest.
-    return f"{{ {command}\n}}; exit\n"
+    # As one word, so that the command ends where it ends for `sh -c`: it may be empty or a comment,
+    # end with a backslash, or lack a quote.
+    return f"eval {quote(command)}; exit\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

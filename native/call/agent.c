@@ -123,7 +123,7 @@ int agent_connect(void)
     }
     say("cannot reach this VM's agent at %s: %s", path ? path : USUAL[0],
         errno == EAGAIN ? "it takes no new connection" : strerror(errno));
-    say_more("try:  ", "systemctl status pedos-agent (in dom0: pedos-dom0-agent)");
+    say_hint("systemctl status pedos-agent (in dom0: pedos-dom0-agent)");
     return -1;
 }
 
@@ -143,7 +143,7 @@ bool agent_ask(int agent, const struct packet_call *call, const int descriptors[
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
 
     if (!count) {
-        say("a target, service or user is no name: it is too long, or has control characters");
+        say("the call is no message");
         return false;
     }
     header->cmsg_level = SOL_SOCKET;

@@ -87,7 +87,7 @@ const struct option *options_long(void)
 static void misused(const char *what, const char *word)
 {
     say("usage: %s%s", what, word);
-    say_more("try:  ", "qvm-call --help");
+    say_hint("qvm-call --help");
     exit(SAY_FAILED);
 }
 
@@ -132,12 +132,17 @@ static void take_service(struct options *options, const char *word)
 
 static void check(struct options *options, bool filters_by_wish)
 {
+    int mode;
+
     if (options->uses_stdin_socket && options->local)
         misused("--use-stdin-socket", " and a local program exclude each other");
     if (options->uses_stdin_socket && filters_by_wish)
         misused("--use-stdin-socket", " and -t exclude each other");
     if (options->status_fd == -1)
         return;
+    mode = fcntl(options->status_fd, F_GETFL);
+    if (mode >= 0 && (mode & O_PATH || (mode & O_ACCMODE) == O_RDONLY))
+        misused("--status-fd", ": this descriptor is not open for writing");
     /* These are given away, and their numbers are the local program's. */
     if (options->status_fd <= STDERR_FILENO)
         options->status_fd = fcntl(options->status_fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);

@@ -56,6 +56,11 @@ static size_t character(const uint8_t *at, size_t left)
     return code < ' ' || (code >= 0x7F && code < 0xA0) ? 0 : length;
 }
 
+size_t packet_character(const char *text)
+{
+    return character((const uint8_t *)text, strlen(text));
+}
+
 static bool is_line(const uint8_t *text, size_t length)
 {
     for (size_t at = 0, step; at < length; at += step)

@@ -58,6 +58,10 @@ struct packet_answer {
 /* The word for a kind, as programs read it. */
 const char *packet_kind_word(enum packet_kind kind);
 
+/* How many bytes the character has that a text, which is not empty, begins with; 0 if it is not
+ * UTF-8, or a control character. */
+size_t packet_character(const char *text);
+
 /* Each writes a datagram of at most PACKET_MAX bytes. Returns how many it has; 0 if a text is too
  * long, or has control characters, or is not UTF-8. */
 size_t packet_build_call(const struct packet_call *call, uint8_t *bytes);

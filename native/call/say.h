@@ -10,7 +10,14 @@ void say_as(const char *argv0);
 
 __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 
+/* The first that it has said, and the first hint; "" if there is none. */
+const char *say_first(void);
+const char *say_first_hint(void);
+
 /* A line below: what it is, with its colon, and that. */
 void say_more(const char *what, const char *text);
+
+/* A line below: what to do. */
+void say_hint(const char *text);
 
 #endif

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import pytest
 from pedos_cli import qvm_run
@@ -16,12 +17,19 @@ from pedos_cli.qvm_run import main, parse, shell_line
 from pedos_cli.run import Session
 from pedos_protocol.errors import CallError
 
+from tests.compiled import sanitized
+
 Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
 def in_dom0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEDOS_VM", "dom0")
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return sanitized("call") / "qvm-call"
 
 
 def line(*words: str) -> list[str]:
@@ -32,7 +40,7 @@ def line(*words: str) -> list[str]:
 
 
 def prefix(command: str) -> list[str]:
-    return ["--prefix-data", f"{{ {command}\n}}; exit\n"]
+    return ["--prefix-data", f"eval {quote(command)}; exit\n"]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +50,7 @@ def prefix(command: str) -> list[str]:
         (["work", "ls ~", "-p"], [*prefix("ls ~"), "work", "qubes.VMShell"]),
         (["work", "--", "ls", "-l", "a b"], [*prefix("ls -l 'a b'"), "work", "qubes.VMShell"]),
         (["-p", "--", "work", "ls", "--"], [*prefix("ls --"), "work", "qubes.VMShell"]),
+        (["-p", "work", "--", ""], [*prefix(""), "work", "qubes.VMShell"]),
         (["--no-gui", "work", "x"], [*prefix("x"), "work", "qubes.VMShell"]),
         (["--gui", "work", "x"], [*prefix("x"), "work", "qubes.VMShell+WaitForSession"]),
         (["--service", "work", "app.Open"], ["work", "app.Open"]),
@@ -124,6 +133,18 @@ def test_a_shell_runs_the_command_with_the_rest_as_its_input(shell: str) -> None
     assert (done.returncode, done.stdout) == (7, b"a|")
 
 
+@pytest.mark.parametrize(
+    "command", ["", "#", "echo a \\", "echo a # b", "if", "echo 'a", "cat <<E\na\nE", "true;", "{"]
+)
+def test_a_command_ends_where_it_ends_for_sh_c(command: str) -> None:
+    sent = shell_line([command]).encode() + b"echo rest\n"
+    ours = subprocess.run(["/bin/bash"], input=sent, capture_output=True, check=False)
+    words = ["/bin/bash", "-c", command]
+    usual = subprocess.run(words, input=b"echo rest\n", capture_output=True, check=False)
+    assert (ours.returncode, ours.stdout) == (usual.returncode, usual.stdout)
+    assert bool(ours.stderr) == bool(usual.stderr)
+
+
 def test_words_reach_the_command_as_they_are() -> None:
     words = ["printf", "%s|", "a b", "$HOME", "'", "\n", "*", ""]
     done = subprocess.run(
@@ -160,6 +181,29 @@ def test_the_status_of_a_command_whose_streams_lead_nowhere(
     fake_call(tmp_path, monkeypatch, "echo nonsense >&3; kill -9 $$")
     assert main(["work", "false"]) == 125
     assert capfd.readouterr() == ("", "qvm-run: failed: qvm-call was ended by signal 9\n")
+
+
+@pytest.mark.parametrize("status", [0, 125])
+def test_a_call_that_came_to_no_end_is_no_silent_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured, status: int
+) -> None:
+    fake_call(tmp_path, monkeypatch, f"""echo '{{"event": "started"}}' >&3; exit {status}""")
+    assert main(["work", "false"]) == 125
+    said = f"qvm-call ended with status {status}, and did not say why"
+    assert capfd.readouterr() == ("", f"qvm-run: failed: {said}\n")
+
+
+def test_without_an_agent_it_says_so_although_its_streams_lead_nowhere(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    (tmp_path / "qvm-call").symlink_to(program)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PEDOS_CALL_SOCKET", str(tmp_path / "none"))
+    assert main(["work", "false"]) == 125
+    assert capfd.readouterr() == (
+        "", f"qvm-run: cannot reach this VM's agent at {tmp_path}/none: No such file or directory\n"
+        "  try:  systemctl status pedos-agent (in dom0: pedos-dom0-agent)\n",
+    )  # fmt: skip
 
 
 def test_with_its_streams_it_becomes_the_other_program(

@@ -78,10 +78,10 @@ def test_a_local_program_that_is_missing_ends_the_call(run: Run, agent: FakeAgen
     asked = agent.asked()
     asked.started()
     assert asked.hear() is None
-    asked.ended("aborted")
+    asked.ended("aborted", 0, "aborted: the calling program has ended")
     status, _, err = end_of(process)
     assert status == 125
-    assert err.startswith(b"qvm-call: /no/such: No such file or directory")
+    assert err == b"qvm-call: /no/such: No such file or directory\n", "and nothing of the abortion"
 
 
 def test_it_gets_signals_as_programs_do_and_the_prefix_goes_first(
