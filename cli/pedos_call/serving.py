@@ -65,7 +65,7 @@ def serve(path: str, answer: Callable[[Served], object], *, threads: int = THREA
 
     with listen(path) as listener:
         try:
-            for _ in range(threads):
+            for _ in range(max(threads, 1)):
                 threading.Thread(target=work, daemon=True).start()
             raise failures.get()
         finally:

@@ -363,8 +363,9 @@ def test_what_a_handler_raises_ends_its_call_alone(
         theirs.close()
 
 
+@pytest.mark.parametrize("threads", [0, 1, 3])
 def test_a_service_ends_when_its_socket_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """And no handler runs in the thread that serves, where signals are handled."""
     path = str(tmp_path / "a.B")
@@ -385,7 +386,7 @@ def test_a_service_ends_when_its_socket_does(
     serving_listen = serving.listen
     monkeypatch.setattr(serving, "listen", listen)
     with pytest.raises(OSError, match="Invalid argument"):
-        pedos_call.serve(path, answer, threads=1)
+        pedos_call.serve(path, answer, threads=threads)
     assert seen and seen[0] != threading.get_ident()
 
 
