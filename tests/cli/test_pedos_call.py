@@ -106,7 +106,9 @@ def test_an_input_of_items_is_their_bytes(agent: FakeAgent, kind: str, count: in
         assert pedos_call.call("vault", "work.Echo", input=data).stdout == data.tobytes()
 
 
-@pytest.mark.parametrize("data", ["text", 5, memoryview(b"abcdef")[::2]], ids=["text", "number", "strided"])
+@pytest.mark.parametrize(
+    "data", ["text", 5, memoryview(b"abcdef")[::2]], ids=["text", "number", "strided"]
+)
 def test_an_input_that_is_no_row_of_bytes_is_of_a_wrong_type(data: Any) -> None:
     with pytest.raises(TypeError, match=r"bytes-like|contiguous"):
         pedos_call.call("vault", "work.Echo", input=data, path="/nowhere")
