@@ -16,7 +16,7 @@ from typing import Any
 import outcome
 import pytest
 from pedos_agent.device_classes import kernel
-from pedos_agent.device_classes.usb import exporter, host_driver, importer, turns, vhci
+from pedos_agent.device_classes.usb import exporter, host_driver, importer, turns, usb_device, vhci
 from pedos_agent.device_classes.usb.importer import BorrowedUsb
 from pedos_agent.device_classes.usb.vhci import Vhci
 from pedos_agent.system.roots import Roots
@@ -295,3 +295,40 @@ async def test_what_cannot_be_given_back_at_the_start_keeps_nothing_else(
     assert "1-3 is not back yet, which is tried again: Input/output error" in caplog.text
     stuck.clear()
     pair.source.kernel.wait(lambda: sticks[0].driver == "usb")
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+@pytest.mark.parametrize("field", ["bConfigurationValue", "devnum", "usbip_status"])
+async def test_a_leftover_that_cannot_be_looked_at_keeps_nothing_else(
+    pair: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    field: str,
+    hangs: bool,
+) -> None:
+    """The first waits for the device's lock, as while the kernel resets it: so nobody reads it."""
+    sticks = [pair.source.kernel.plug(Stick(name)) for name in ("1-3", "1-4")]
+    driver = host_driver.HostDriver(pair.source.kernel.sys)
+    for stick in sticks:
+        driver.take(stick.port, lambda _: True)
+    made, real = LateKernel(pair), usb_device.read_field
+
+    def read(path: str) -> str:
+        if path.endswith(f"/1-3/{field}"):
+            if not hangs:
+                raise OSError(errno.EIO, "Input/output error", path)
+            made.hang()
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "in_time", made.in_time)
+        for module in (usb_device, host_driver):
+            patch.setattr(module, "read_field", read)
+        await pair.source.attachments.clean_leftovers()
+    assert sticks[1].driver == "usb"
+    is_back = field == "bConfigurationValue"
+    assert (sticks[0].driver == "usb") == is_back
+    why = "does not answer" if hangs else "Input/output error"
+    assert ("a predecessor lent may not be back" in caplog.text and why in caplog.text) != is_back
+    made.end()
+    driver.release("1-3")

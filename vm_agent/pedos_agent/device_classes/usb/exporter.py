@@ -25,7 +25,7 @@ from pedos_agent.device_classes.data_channel import serve_target
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.usb.disks_below import held_below
 from pedos_agent.device_classes.usb.handover import Handover
-from pedos_agent.device_classes.usb.host_driver import HostDriver, Taken
+from pedos_agent.device_classes.usb.host_driver import HostDriver, Lent, Taken
 from pedos_agent.device_classes.usb.identity import identity_of
 from pedos_agent.device_classes.usb.stream import carry_checked
 from pedos_agent.device_classes.usb.usb_device import HOST, UsbDevice, folder_of, marks_of
@@ -140,33 +140,34 @@ async def _is_idle(driver: HostDriver, name: str) -> bool:
     return await kernel.until(look, done, IDLE_SECONDS, kind="give-back", look_seconds=LOOK_SECONDS)
 
 
-async def _give_back(driver: HostDriver, taken: Taken) -> None:
+async def _give_back(driver: HostDriver, lent: Lent) -> None:
     """Now, or later if the kernel does not answer in time."""
-    name = taken.device.name
+    name = lent.name
     try:
-        await kernel.step(f"take back {name}", partial(driver.give_back, taken), kind="give-back")
+        await kernel.step(f"take back {name}", partial(driver.give_back, lent), kind="give-back")
     except CallError as error:
         why = "it is not known whether %s is back, which is tried again: %s"
         log.error(why, name, error.message)
-        driver.give_back_later(taken)
+        driver.give_back_later(lent)
 
 
 async def clean_leftovers(driver: HostDriver) -> None:
-    """Give back what a killed predecessor has lent, all at once: one that cannot be given back, or
-    that another program lends, keeps none of the others. CallError if what is lent cannot be told.
-    """
-    left = await kernel.step("look for lent devices", driver.left)
+    """Give back what a killed predecessor has lent, all at once: one that hangs, that cannot be
+    looked at or given back, or that another program lends, keeps none of the others. CallError if
+    it cannot be told from which ports devices were lent."""
+    names = await kernel.step("look for lent devices", driver.left, kind="give-back")
     async with trio.open_nursery() as nursery:
-        for taken in left:
-            if taken.device.driver is None and not driver.gives_back:
-                continue  # as it was left
-            nursery.start_soon(_give_back_leftover, driver, taken)
+        for name in names:
+            nursery.start_soon(_give_back_leftover, driver, name)
 
 
-async def _give_back_leftover(driver: HostDriver, taken: Taken) -> None:
+async def _give_back_leftover(driver: HostDriver, name: str) -> None:
     """Give one back; one that is still in use after a while is another program's."""
-    name = taken.device.name
     try:
+        look = partial(driver.leftover, name)
+        lent = await kernel.step(f"look what is left of {name}", look, kind="give-back")
+        if lent is None:
+            return
         if not await _is_idle(driver, name):
             log.warning("%s is lent by another program, with usbip-host", name)
             return
@@ -174,4 +175,4 @@ async def _give_back_leftover(driver: HostDriver, taken: Taken) -> None:
         log.warning("a device that a predecessor lent may not be back: %s", error.message)
         return
     log.info("giving %s back, which a predecessor of this agent had lent", name)
-    await _give_back(driver, taken)
+    await _give_back(driver, lent)

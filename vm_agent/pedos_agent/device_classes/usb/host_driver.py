@@ -64,14 +64,21 @@ _FILES: Final[tuple[_Verb, ...]] = ("bind", "unbind")
 
 
 @frozen
-class Taken:
-    """A device that usbip-host has now, and what it was before."""
+class Lent:
+    """A device that is to be given back, and what it was before."""
 
-    device: UsbDevice
+    name: str
     marks: tuple[str, ...]  # see marks_of
     loan: int  # see Turns
     was_authorized: bool
     had_driver: bool
+
+
+@frozen
+class Taken(Lent):
+    """One that usbip-host has now, as it is there."""
+
+    device: UsbDevice
 
 
 class HostDriver:
@@ -102,20 +109,23 @@ class HostDriver:
         """
         return read_field(f"{folder_of(self._sys, name)}/usbip_status") != str(USED)
 
-    def left(self) -> list[Taken]:
-        """The devices that it has, or that were to be taken to it or back and have no driver, as if
-        they had been taken. OSError."""
-        names = [name for name in lent_before(self._sys) if is_name(name)]
-        found = [self._left(name) for name in names]
-        return [each for each in found if each is not None]
+    def left(self) -> list[str]:
+        """The ports where a device may be that was lent before. OSError."""
+        return [name for name in lent_before(self._sys) if is_name(name)]
 
-    def _left(self, name: str) -> Taken | None:
+    def leftover(self, name: str) -> Lent | None:
+        """The device there, as if it had been taken, if usbip-host has it, or if it was to be taken
+        there or back and has no driver; None if it is as this agent leaves it. OSError.
+
+        Like `is_idle`, this waits for nobody who has locked the device.
+        """
         # First: a loan that begins meanwhile is not to be ended.
         loan = self._turns.last(name)
-        marks, device = marks_of(folder_of(self._sys, name)), self.device(name)
-        if device is None or device.driver not in (None, HOST):
+        folder = folder_of(self._sys, name)
+        marks, driver = marks_of(folder), _driver_of(folder)
+        if not marks or driver not in (None, HOST) or (driver is None and not self.gives_back):
             return None
-        return Taken(device, marks, loan, self.is_authorized_by_default(device), had_driver=True)
+        return Lent(name, marks, loan, self.is_authorized_by_default(name), had_driver=True)
 
     def take(self, name: str, is_it: Callable[[UsbDevice], bool]) -> Taken:
         """Take a device from its driver, authorised.
@@ -132,19 +142,19 @@ class HostDriver:
                 raise CallError("busy", f"{name} is lent by another program, with usbip-host")
             was_authorized = before.is_authorized
             if is_lent := before.driver == HOST:  # an earlier loan has authorised it
-                was_authorized = self.is_authorized_by_default(before)
+                was_authorized = self.is_authorized_by_default(name)
             had_driver = before.driver is not None
             loan = self._turns.begin(name)
-            taken = Taken(before, marks, loan, was_authorized, had_driver)
+            lent = Lent(name, marks, loan, was_authorized, had_driver)
             try:
                 now = self._take(before, is_it)
                 marks = marks_of(folder)  # of the one that `is_it` has seen
             except (CallError, OSError) as error:
-                self._undo(taken, was_lent=is_lent)
+                self._undo(lent, was_lent=is_lent)
                 if isinstance(error, OSError) and not is_starved(error):
                     raise self._why_not_taken(before, error) from error
                 raise
-            return attrs.evolve(taken, device=now, marks=marks)
+            return Taken(name, marks, loan, was_authorized, had_driver, now)
 
     def _why_not_taken(self, before: UsbDevice, error: OSError) -> CallError:
         with contextlib.suppress(OSError):  # what cannot be looked at may be there still
@@ -154,45 +164,44 @@ class HostDriver:
         why = f"{before.name} cannot be taken from its driver: {words(error)}"
         return CallError("failed", why)
 
-    def _undo(self, taken: Taken, *, was_lent: bool) -> None:
+    def _undo(self, lent: Lent, *, was_lent: bool) -> None:
         """Give back what is in the port now: that may be another device, which was taken in the
         place of this one."""
         with contextlib.suppress(OSError):  # then only the one that was to be taken
-            marks = marks_of(folder_of(self._sys, taken.device.name))
-            taken = attrs.evolve(taken, marks=marks)
-        self._now_or_later(taken, was_lent=was_lent)
+            lent = attrs.evolve(lent, marks=marks_of(folder_of(self._sys, lent.name)))
+        self._now_or_later(lent, was_lent=was_lent)
 
-    def give_back(self, taken: Taken) -> None:
+    def give_back(self, lent: Lent) -> None:
         """Give a device back as it was before `take`; nothing if it was unplugged, or was taken
         again since. What cannot be done now is logged and tried again in the background."""
-        name = taken.device.name
+        name = lent.name
         try:
             with self._turns.at(name):
-                if self._turns.last(name) == taken.loan:
-                    self._now_or_later(taken)
+                if self._turns.last(name) == lent.loan:
+                    self._now_or_later(lent)
         except CallError as error:  # it is not its turn
             log.error("%s", error.message)
-            self.give_back_later(taken)
+            self.give_back_later(lent)
 
-    def give_back_later(self, taken: Taken) -> None:
+    def give_back_later(self, lent: Lent) -> None:
         """Do that in the background alone, and no more often than `turns.TRIES_MAX`."""
-        self._turns.repeat(taken.device.name, taken.loan, partial(self._give_back, taken))
+        self._turns.repeat(lent.name, lent.loan, partial(self._give_back, lent))
 
-    def _now_or_later(self, taken: Taken, *, was_lent: bool = True) -> None:
-        name, work = taken.device.name, partial(self._give_back, taken, was_lent=was_lent)
+    def _now_or_later(self, lent: Lent, *, was_lent: bool = True) -> None:
+        name, work = lent.name, partial(self._give_back, lent, was_lent=was_lent)
         try:
             work()
         except OSError as error:
             log.error("%s is not back yet, which is tried again: %s", name, words(error))
-            self._turns.repeat(name, taken.loan, work)
+            self._turns.repeat(name, lent.loan, work)
 
-    def _give_back(self, taken: Taken, *, was_lent: bool = True) -> None:
+    def _give_back(self, lent: Lent, *, was_lent: bool = True) -> None:
         is_as_before = self.gives_back or not was_lent
         self.release(
-            taken.device.name,
-            marks=taken.marks,
-            is_authorized=taken.was_authorized and is_as_before,
-            give_back=taken.had_driver and is_as_before,
+            lent.name,
+            marks=lent.marks,
+            is_authorized=lent.was_authorized and is_as_before,
+            give_back=lent.had_driver and is_as_before,
         )
 
     def _right_one(self, name: str, is_it: Callable[[UsbDevice], bool]) -> UsbDevice:
@@ -242,7 +251,7 @@ class HostDriver:
     def connect(self, taken: Taken, socket: int) -> None:
         """Have the kernel serve it on a socket, to which it keeps a reference. CallError,
         OSError."""
-        name = taken.device.name
+        name = taken.name
         if self._turns.last(name) != taken.loan:
             raise CallError("failed", f"{name} was taken again meanwhile")
         try:
@@ -255,7 +264,7 @@ class HostDriver:
     def disconnect(self, taken: Taken) -> None:
         """Have the kernel stop serving it: that takes a while. Nothing if it does not, or if it was
         taken again since. OSError."""
-        name = taken.device.name
+        name = taken.name
         if self._turns.last(name) != taken.loan:
             return
         try:
@@ -301,12 +310,13 @@ class HostDriver:
             # One that an agent with another setting has left to no driver.
             self._ignore_gone(lambda: self._write(f"{folder}/authorized", "1"))
 
-    def is_authorized_by_default(self, device: UsbDevice) -> bool:
+    def is_authorized_by_default(self, name: str) -> bool:
         """Whether a device may be used at once when it is plugged in there. OSError."""
-        root = folder_of(self._sys, f"usb{device.bus}")
+        bus = name.partition("-")[0]
+        root = folder_of(self._sys, f"usb{bus}")
         default = read_field(f"{root}/authorized_default")
         if default == _BUILT_IN_ALONE:
-            port = f"{folder_of(self._sys, device.name)}/port"
+            port = f"{folder_of(self._sys, name)}/port"
             return read_field(f"{port}/connect_type") == "hardwired"
         return default != "0"
 
