@@ -27,9 +27,10 @@ ANSWER_SECONDS: Final = 3.0
 # Threads that may be left behind by each kind of question. Beyond this, a question counts as
 # unanswered. An attach has a kind of its own, which looks at other paths do not use up.
 HANGING_MAX: Final = 16
-# Those that give devices back are not refused because others hang: what is lent to a VM would stay
-# with it. A VM lends 16 USB devices at most, which is all that usbip-host knows, and hardly borrows
-# three times as many; each has four such questions.
+# Those that give devices back are not refused because others hang, unless all these do: what is
+# lent to a VM would stay with it. A VM lends 16 USB devices at most, which is all that usbip-host
+# knows, and hardly borrows three times as many. One that is lent has three such questions, and one
+# more if an earlier agent has lent it; one that is borrowed has four, and all have one in common.
 GIVING_BACK_MAX: Final = 256
 _PLACES: Final[Mapping[Kind, int]] = {
     "look": HANGING_MAX,

@@ -15,6 +15,7 @@ from typing import Any
 
 import outcome
 import pytest
+import trio
 from pedos_agent.device_classes import kernel
 from pedos_agent.device_classes.usb import exporter, host_driver, importer, turns, usb_device, vhci
 from pedos_agent.device_classes.usb.importer import BorrowedUsb
@@ -239,6 +240,44 @@ async def test_a_device_goes_back_though_as_many_others_hang_as_may(pair: Pair) 
         assert (pair.left(), pair.is_back()) == ([], True)
     finally:
         over.set()
+
+
+async def test_a_device_goes_back_though_all_threads_that_others_share_are_busy(
+    pair: Pair,
+) -> None:
+    await pair.lend()
+    shared = trio.to_thread.current_default_thread_limiter()
+    others = [object() for _ in range(int(shared.available_tokens))]
+    for each in others:
+        shared.acquire_on_behalf_of_nowait(each)
+    try:
+        # Fails as soon as anybody waits for a thread, and not only after PATIENCE.
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_if_one_waits, shared, scope)
+                await pair.source.attachments.stop_export(ATTACHMENT)
+                nursery.cancel_scope.cancel()
+    finally:
+        for each in others:
+            shared.release_on_behalf_of(each)
+    assert not scope.cancelled_caught
+    assert pair.is_back()
+
+
+async def cancel_if_one_waits(limiter: trio.CapacityLimiter, scope: trio.CancelScope) -> None:
+    while not limiter.statistics().tasks_waiting:
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
+
+
+async def test_as_many_devices_as_a_vm_lends_are_given_back_at_once() -> None:
+    number = 3 * host_driver.NAMES_MAX
+    all_began = threading.Barrier(number)
+    async with trio.open_nursery() as nursery:
+        for each in range(number):
+            work = partial(all_began.wait, PATIENCE)
+            step = partial(kernel.step, f"take back {each}", kind="give-back", seconds=PATIENCE)
+            nursery.start_soon(step, work)
 
 
 async def test_a_port_is_freed_though_a_look_at_its_device_hangs(

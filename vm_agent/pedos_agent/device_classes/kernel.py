@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 import trio
-from pedos_host.in_time import Kind, in_time
+from pedos_host.in_time import GIVING_BACK_MAX, Kind, in_time
 from pedos_host.threads import to_thread
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
@@ -23,6 +23,11 @@ STEP_SECONDS: Final = 8.0
 # vhci-hcd registers sixteen buses: one to three seconds under emulation.
 MODULE_SECONDS: Final = 6.0
 LOOK_SECONDS: Final = 0.05  # between two looks at what has no event
+
+# A step has a thread of trio's until its time is over. Trio has forty at once for all who name no
+# limiter, and whoever waits for one of those does so in addition to the times of its steps, which
+# dom0 does not know of. So those that give devices back do not share them.
+_giving_back: Final = trio.CapacityLimiter(GIVING_BACK_MAX)
 
 
 def _nothing_to_free(_result: object) -> None:
@@ -43,7 +48,7 @@ async def step(
     seconds = STEP_SECONDS if seconds is None else seconds
     ask = partial(in_time, what, work, kind=kind, seconds=seconds, late=late)
     try:
-        return await to_thread(ask)
+        return await to_thread(ask, limiter=_giving_back if kind == "give-back" else None)
     except TimeoutError as error:
         raise CallError("failed", f"{what}: the kernel does not answer") from error
     except OSError as error:
