@@ -310,7 +310,23 @@ def test_a_device_that_cannot_be_given_back_is_so_in_the_end(
     tries.allow(1)
     tries.join()
     assert stick.driver == "usb"
-    assert caplog.messages[-1] == "1-1 is back, or gone"
+    assert caplog.messages[-1] == "1-1 is released, or gone"
+
+
+def test_one_that_is_released_late_to_no_driver_is_not_said_to_be_back(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture, tries: Tries
+) -> None:
+    caplog.set_level(logging.INFO)
+    stick = kernel.plug(Stick("1-1"))
+    driver = HostDriver(kernel.sys, gives_back=False)
+    taken = driver.take("1-1", any_device)
+    kernel.refuse["unbind"] = errno.EIO
+    driver.give_back(taken)
+    kernel.refuse.clear()
+    tries.allow(1)
+    tries.join()
+    assert stick.driver is None
+    assert caplog.messages[-1] == "1-1 is released, or gone"
 
 
 def test_a_device_that_does_not_come_back_is_not_tried_for_ever(

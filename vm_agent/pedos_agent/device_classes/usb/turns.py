@@ -76,8 +76,9 @@ class Turns:
         return self._port(name).loan
 
     def repeat(self, name: str, loan: int, work: Callable[[], None]) -> None:
-        """Do it in turns of its own until it raises no OSError, or until another loan begins; too
-        many failures are logged. Nothing if another one has begun, or it is repeated already."""
+        """Do it in turns of its own until it raises neither OSError nor CallError, or until another
+        loan begins; a turn that does not come is a failure, too, and too many of those are logged.
+        Nothing if another loan has begun, or it is repeated already."""
         port = self._port(name)
         with self._lock:
             if port.loan != loan or port.over is not None:
@@ -106,7 +107,7 @@ class Turns:
                     with self.at(name):
                         if not over.is_set():
                             work()
-                            log.info("%s is back, or gone", name)
+                            log.info("%s is released, or gone", name)
                         return
                 except CallError as error:
                     why = error.message
