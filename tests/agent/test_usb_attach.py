@@ -44,7 +44,7 @@ from tests.native.usbip_stream import IN, submit, submitted
 from tests.patience import PATIENCE
 
 from .conftest import ATTACHMENT
-from .usb_kernel import FakeKernel, Stick
+from .usb_kernel import FakeKernel, Stick, real_path
 
 SOURCE, TARGET, PORT = 2, 3, 16
 
@@ -102,6 +102,7 @@ class Pair:
 
     def write(self, path: str, text: str) -> None:
         """An agent's write_attribute."""
+        path = real_path(path)
         of = self.source if path.startswith(f"{self.source.kernel.sys}/") else self.target
         of.kernel.write(path, text)
 

@@ -29,7 +29,7 @@ from tests.patience import PATIENCE
 
 from .conftest import ATTACHMENT
 from .test_usb_attach import Pair, is_socket, pair
-from .usb_kernel import Stick
+from .usb_kernel import Stick, real_path
 
 __all__ = ["pair"]  # a fixture
 
@@ -49,7 +49,7 @@ class LateKernel:
 
     def write(self, path: str, text: str) -> None:
         """An agent's write_attribute."""
-        is_late = path.endswith(f"/{self._late}") and (text == "-1") == self._ends
+        is_late = real_path(path).endswith(f"/{self._late}") and (text == "-1") == self._ends
         if not is_late or self.go_on.is_set():
             self._pair.write(path, text)
             return

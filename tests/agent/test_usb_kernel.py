@@ -387,6 +387,37 @@ def test_a_device_that_is_taken_again_is_not_given_back_for_an_earlier_loan(
     assert stick.driver == "usb"
 
 
+@pytest.mark.parametrize("does", ["connect", "disconnect"])
+def test_a_thread_that_is_late_by_one_write_does_not_touch_the_next_loan(
+    kernel: FakeKernel, driver: HostDriver, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    """Between its look at the loan and its write the device goes back, and to the next VM."""
+    stick = kernel.plug(Stick("1-1"))
+    first = driver.take("1-1", any_device)
+    ours, theirs = socket.socketpair()
+    later: list[host_driver.Taken] = []
+
+    def write(path: str, text: str) -> None:
+        monkeypatch.setattr(host_driver, "write_attribute", kernel.write)
+        driver.give_back(first)
+        later.append(driver.take("1-1", any_device))
+        if does == "disconnect":
+            driver.connect(later[0], theirs.fileno())
+        kernel.write(path, text)
+
+    with ours, theirs:
+        monkeypatch.setattr(host_driver, "write_attribute", write)
+        if does == "disconnect":
+            driver.disconnect(first)
+            assert stick.status == host_driver.USED
+        else:
+            with pytest.raises(OSError, match="No such device"):
+                driver.connect(first, theirs.fileno())
+            assert stick.status == host_driver.AVAILABLE
+        driver.give_back(later[0])
+    assert stick.driver == "usb"
+
+
 def test_a_device_in_the_port_of_another_is_not_given_back_in_its_place(
     kernel: FakeKernel, driver: HostDriver
 ) -> None:

@@ -26,6 +26,8 @@ DISK: Final = bytes.fromhex(
     "0902200001010080fa 0904000002080650 00 0705810200020007050202000200"
 )
 
+REMOVED: Final = " (deleted)"  # what Linux appends to the name of a file that an open one had
+
 
 @attrs.define(eq=False)
 class Stick:
@@ -155,6 +157,7 @@ class FakeKernel:
             (folder / "usbip_sockfd").touch()
         else:
             (folder / "usbip_status").unlink(missing_ok=True)
+            (folder / "usbip_sockfd").unlink(missing_ok=True)
         self._file(f"{where}/bConfigurationValue", "1\n" if stick.configured else "\n")
         entry = self.sys / "bus/usb/drivers/usbip-host" / stick.port
         if stick.driver == "usbip-host" and not entry.is_symlink():
@@ -198,8 +201,11 @@ class FakeKernel:
     def write(self, path: str, text: str) -> None:
         """What write_attribute does; OSError as the kernel has it."""
         with self._lock:
+            path = real_path(path)
             name = path.rpartition("/")[2]
             self.writes.append((path.removeprefix(f"{self.sys}/"), text))
+            if path.endswith(REMOVED):  # though one of the same name may be there again
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
             if not os.path.exists(path):
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             number = self.refuse.get(name)
@@ -399,6 +405,11 @@ class FakeKernel:
             bound = [p for p, stick in self.devices.items() if stick.driver == "usbip-host"]
             ports = [n for n, row in self.ports.items() if row[0] != 4]
             return [f"{p} at usbip-host" for p in bound] + [f"port {n}" for n in ports]
+
+
+def real_path(path: str) -> str:
+    """Of a file that an agent writes to: what a descriptor leads to is what it was opened as."""
+    return os.readlink(path) if path.startswith("/proc/self/fd/") else path
 
 
 def _answer(seqnum: bytes, data: bytes) -> bytes:

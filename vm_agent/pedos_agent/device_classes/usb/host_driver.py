@@ -40,6 +40,7 @@ from pedos_agent.device_classes.usb.usb_device import (
     marks_of,
     usb_device,
 )
+from pedos_agent.inventory.local_device import Pin
 from pedos_agent.system.reading import (
     is_gone,
     is_starved,
@@ -76,9 +77,12 @@ class Lent:
 
 @frozen
 class Taken(Lent):
-    """One that usbip-host has now, as it is there."""
+    """One that usbip-host has now, as it is there, with the file that begins and ends its
+    connection. That file accepts nothing any more when usbip-host has released the device, also if
+    the next one has one of the same name by then."""
 
     device: UsbDevice
+    connection: Pin
 
 
 class HostDriver:
@@ -147,14 +151,14 @@ class HostDriver:
             loan = self._turns.begin(name)
             lent = Lent(name, marks, loan, was_authorized, had_driver)
             try:
-                now = self._take(before, is_it)
+                now, connection = self._take(before, is_it)
                 marks = marks_of(folder)  # of the one that `is_it` has seen
             except (CallError, OSError) as error:
                 self._undo(lent, was_lent=is_lent)
                 if isinstance(error, OSError) and not is_starved(error):
                     raise self._why_not_taken(before, error) from error
                 raise
-            return Taken(name, marks, loan, was_authorized, had_driver, now)
+            return Taken(name, marks, loan, was_authorized, had_driver, now, connection)
 
     def _why_not_taken(self, before: UsbDevice, error: OSError) -> CallError:
         with contextlib.suppress(OSError):  # what cannot be looked at may be there still
@@ -218,7 +222,7 @@ class HostDriver:
             raise CallError("failed", f"{name} has a speed that USB/IP does not know")
         return device
 
-    def _take(self, before: UsbDevice, is_it: Callable[[UsbDevice], bool]) -> UsbDevice:
+    def _take(self, before: UsbDevice, is_it: Callable[[UsbDevice], bool]) -> tuple[UsbDevice, Pin]:
         name = before.name
         if before.driver != HOST:
             # First: from now on `left` finds it, in whatever state.
@@ -229,10 +233,19 @@ class HostDriver:
         if not before.is_authorized:
             # Not before: no driver of this VM is to touch it.
             self._write(f"{folder_of(self._sys, name)}/authorized", "1")
+        connection = self._connection_of(name)  # before the look, so it is of the one seen there
         now = self._right_one(name, is_it)
-        if now.driver != HOST or now.status != AVAILABLE:
+        if connection is None or now.driver != HOST or now.status != AVAILABLE:
             raise CallError("failed", f"usbip-host does not take {name}: {_state(now)}")
-        return now
+        return now, connection
+
+    def _connection_of(self, name: str) -> Pin | None:
+        try:
+            return Pin(f"{folder_of(self._sys, name)}/usbip_sockfd")
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            return None
 
     def _bind(self, before: UsbDevice) -> None:
         name = before.name
@@ -255,7 +268,7 @@ class HostDriver:
         if self._turns.last(name) != taken.loan:
             raise CallError("failed", f"{name} was taken again meanwhile")
         try:
-            self._write(f"{folder_of(self._sys, name)}/usbip_sockfd", str(socket))
+            self._write(taken.connection.path, str(socket))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -264,11 +277,13 @@ class HostDriver:
     def disconnect(self, taken: Taken) -> None:
         """Have the kernel stop serving it: that takes a while. Nothing if it does not, or if it was
         taken again since. OSError."""
-        name = taken.name
-        if self._turns.last(name) != taken.loan:
+        # Not in a turn, so a thread may be late between this look and the write. What usbip-host
+        # has released since, the pinned file refuses. What is left: a device that it could not
+        # release, and that was taken again as it was, just then.
+        if self._turns.last(taken.name) != taken.loan:
             return
         try:
-            self._write(f"{folder_of(self._sys, name)}/usbip_sockfd", "-1")
+            self._write(taken.connection.path, "-1")
         except OSError as error:
             if error.errno != errno.EINVAL and not is_gone(error):
                 raise
