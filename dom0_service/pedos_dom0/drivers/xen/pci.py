@@ -12,7 +12,6 @@ reprogrammed does not come back to dom0 unless `give-back=yes` (pci_dom0).
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,16 +22,18 @@ from pedos_dom0.drivers.base import DOM0_NAME, NO_DOMAIN, DriverError
 from pedos_dom0.drivers.xen import pci_rules, pci_sysfs, pciback
 from pedos_dom0.drivers.xen.pci_dom0 import LOOK_SECONDS, Dom0Side, ask_kernel, give_back
 from pedos_dom0.drivers.xen.pci_sysfs import PCIBACK
-from pedos_dom0.drivers.xen.xenstore import DOMAINS, seen_domains, silent, wait_for
+from pedos_dom0.drivers.xen.pci_unclear import Unclear
+from pedos_dom0.drivers.xen.xenstore import DOMAINS, wait_for
 from pedos_dom0.drivers.xen.xl import Unfinished, can_pass_through
 from pedos_dom0.errors import only_at_start
 from pedos_dom0.tables.leases import ATTACHED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from pedos_dom0.drivers.xen.pci_sysfs import Function
+    from pedos_dom0.drivers.xen.pci_sysfs import Function, Picture
     from pedos_dom0.drivers.xen.pciback import Given
     from pedos_dom0.drivers.xen.xenstore import Reader, Store
     from pedos_dom0.drivers.xen.xl import Xl
@@ -95,9 +96,7 @@ class XenPci:
         self._sys = sys_root
         self._dom0 = Dom0Side(xl, sys_root, dev_root, self._is_wanted)
         self._mine: dict[str, _Mine] = {}  # by attachment
-        # Attachments of which an xl that was killed, cannot be killed, or ended with the last
-        # service, has done nobody knows what: the hypervisor alone may know that a VM has one.
-        self._unclear: set[str] = set()
+        self._unclear = Unclear(store)
         self._has_iommu = False
         # A check holds until the device is given: no other check may come between.
         self._turn = trio.Lock()
@@ -106,7 +105,7 @@ class XenPci:
         """See Carrier. What has no lease here stays where it is: an administrator gave it."""
         for lease in leases:
             if lease.state != ATTACHED:
-                self._unclear.add(lease.attachment)
+                self._unclear.note(lease)  # its xl ended with the last service, if there was one
             try:
                 address = self._address(lease)
             except DriverError:  # it could not be looked at: that is done again when it matters
@@ -136,12 +135,12 @@ class XenPci:
 
     def can_give_live(self, domid: int) -> bool:
         """See Carrier."""
-        with _asking_store():
+        with pciback.asking():
             return pciback.takes_more(self._store(), domid)
 
     def count(self, domid: int) -> int:
         """How many devices a domain has, from whomever."""
-        with _asking_store():
+        with pciback.asking():
             return len(pciback.given_to(self._store(), domid))
 
     def strays(self) -> Mapping[str, str]:
@@ -149,7 +148,7 @@ class XenPci:
         What is left of domains that have ended has nothing for long."""
         ours = {mine.address for mine in self._mine.values()}
         found = {}
-        with _asking_store():
+        with pciback.asking():
             store = self._store()
             for each in pciback.given(store):
                 if each.address in ours or self._has_ended(each.domid):
@@ -175,21 +174,9 @@ class XenPci:
         specs = [f'"{self._mine[lease.attachment].words}"' for lease in leases]
         return [f"pci += [ {', '.join(specs)} ]"] if specs else []
 
-    @contextmanager
-    def moving(self, leases: Iterable[Lease]) -> Iterator[None]:
-        """Around an xl that gives a VM these devices, or takes them from it: until it has ended by
-        itself, it is unclear whether the VM has them. Who runs it may be cancelled, so that is
-        noted before."""
-        moved = {lease.attachment for lease in leases}
-        self._unclear |= moved
-        try:
-            yield
-        except Unfinished:
-            raise
-        except DriverError:
-            self._unclear -= moved
-            raise
-        self._unclear -= moved
+    def moving(self, leases: Iterable[Lease]) -> AbstractContextManager[None]:
+        """See Unclear."""
+        return self._unclear.moving(leases)
 
     # Before the VM has it
 
@@ -250,15 +237,15 @@ class XenPci:
         pci_rules.check_identity(function, name, identity)
         pci_rules.check_kind(function, name)
         self._check_free(function, name)
-        pci_rules.check_group(picture, function, name, self._others(), vm)
+        pci_rules.check_group(picture, function, name, self._others(picture), vm)
         if _is_strict(options):
             pci_rules.check_reset(function, name)
         await self._check_iommu()
         return function
 
     def _check_free(self, function: Function, name: str) -> None:
-        """DriverError(busy) if a domain has it."""
-        with _asking_store():
+        """DriverError(busy) if a domain has it, or may have it."""
+        with pciback.asking():
             store = self._store()
             for each in pciback.given(store):
                 if each.address == function.address:
@@ -270,16 +257,21 @@ class XenPci:
                         hint=f"xl pci-detach {each.domid} {function.address}, or shut {holder} "
                         "down",
                     )
+        if (may_have := self._unclear.left().get(function.id)) is not None:
+            raise may_have.refusal(name)
 
-    def _others(self) -> dict[str, str]:
-        """The VMs that have PCI devices, or are about to have them, by address."""
-        with _asking_store():
+    def _others(self, picture: Picture) -> dict[str, str]:
+        """The VMs that have PCI devices, may have them, or are about to, by address."""
+        with pciback.asking():
             store = self._store()
             found = {
                 each.address: pciback.name_of(store, each.domid) for each in pciback.given(store)
             }
         for mine in self._mine.values():
             found.setdefault(mine.address, mine.lease.vm)
+        for each in self._unclear.left().values():
+            if (function := picture.called(each.device)) is not None:
+                found.setdefault(function.address, each.vm)
         return found
 
     async def _check_iommu(self) -> None:
@@ -297,6 +289,7 @@ class XenPci:
     async def _give_live(self, lease: Lease) -> None:
         what = f"{lease.key} could not be attached to {lease.vm}"
         if lease.attachment in self._mine:
+            self._unclear.note(lease)
             raise DriverError(f"{what}: xl has made {lease.vm} without it")
         if not self.can_give_live(lease.vm_domid):
             why = only_at_start(lease.key, lease.vm)
@@ -310,6 +303,7 @@ class XenPci:
             with self.moving([lease]):
                 await self._xl.run(*words, seconds=ATTACH_SECONDS, what=what)
             if not self.is_attached(lease):
+                self._unclear.note(lease)  # the hypervisor may have done what xl says
                 raise DriverError(f"{what}: xl says nothing, and {lease.vm} does not have it")
         except DriverError as error:
             is_unclear = lease.attachment in self._unclear
@@ -360,13 +354,13 @@ class XenPci:
             with self.moving([lease]):
                 await self._xl.run(*words, seconds=DETACH_SECONDS, what=what)
         except DriverError as error:
-            with _asking_store():
+            with pciback.asking():
                 left = pciback.given_to(self._store(), given.domid)
             if given.address in {each.address for each in left}:
                 code = error.code if force else "busy"
                 raise DriverError(str(error), code=code, hint=error.hint) from error
             if not (isinstance(error, Unfinished) and error.still_runs):
-                self._unclear.discard(lease.attachment)  # xl takes it out of xenstore at the end
+                self._unclear.settle([lease.attachment])  # xl takes it out of xenstore at the end
 
     async def _goes(self, lease: Lease, domid: int) -> bool:
         """Whether a domain that has ended is gone, with all that it had, waiting for that."""
@@ -387,44 +381,37 @@ class XenPci:
         memory."""
         attachment, name = lease.attachment, str(lease.key)
         async with self._turn:
-            address, is_unclear = self._address(lease), attachment in self._unclear
-            mine = self._mine.get(attachment)
+            is_unclear, address = self._unclear.close(lease), self._address(lease)
+            mine = self._mine.pop(attachment, None)  # it is not wanted any more
             is_dom0s = _comes_back(lease) or (mine is not None and mine.had_driver is not None)
-            is_safe = not (is_unclear and self._is_domain_left(lease))
-            if mine is not None:
-                del self._mine[attachment]  # it is not wanted any more
+            # This does not fail: what is free for others must not stay here as wanted.
+            may_have = self._unclear.may_be_in_a_vm(lease.key.device)
             try:
-                if address is not None and is_dom0s and is_safe:
+                if address is not None and is_dom0s and not may_have:
                     await self._dom0.put_back(address, name, if_none_has=True)
                 elif address is not None:
-                    await self._dom0.tell_where(address, name, is_unclear=is_unclear)
-            except BaseException:
-                if mine is not None:  # who is cancelled has not done it
+                    told = is_unclear or may_have
+                    await self._dom0.tell_where(address, name, is_unclear=told)
+            except BaseException:  # who is cancelled has not done it
+                if mine is not None:
                     self._mine[attachment] = mine
+                if is_unclear:
+                    self._unclear.note(lease)
                 raise
-            self._unclear.discard(attachment)
-
-    def _is_domain_left(self, lease: Lease) -> bool:
-        """Whether anything is left of the domain that may have it. DriverError."""
-        with _asking_store():
-            store = self._store()
-            if lease.vm_domid != NO_DOMAIN:
-                return pciback.exists(store, lease.vm_domid)
-            # Whether one was made, nobody knows.
-            return any(domain.name == lease.vm for domain in seen_domains(store).values())
 
     def _is_wanted(self, address: str) -> bool:
-        """Whether a VM has the device there, or is about to get it. DriverError."""
-        with _asking_store():
+        """Whether a VM has the device there, may have it, or is about to. DriverError."""
+        with pciback.asking():
             has = {each.address for each in pciback.given(self._store())}
-        return address in has | {mine.address for mine in self._mine.values()}
+        has |= {mine.address for mine in self._mine.values()}
+        return address in has or address in map(self._address_of, self._unclear.left())
 
     # Looking
 
     def _given(self, lease: Lease) -> Given | None:
         """The record of the domain that has it, if that is the lease's. DriverError."""
         address = self._address(lease)
-        with _asking_store():
+        with pciback.asking():
             store = self._store()
             if lease.vm_domid == NO_DOMAIN:  # whether a domain was made, nobody knows
                 found = [
@@ -445,8 +432,11 @@ class XenPci:
         """Where it is; None if it is not there any more. Never waits: sysfs is in memory."""
         if (mine := self._mine.get(lease.attachment)) is not None:
             return mine.address
+        return self._address_of(lease.key.device)
+
+    def _address_of(self, device: str) -> str | None:
         try:
-            return pci_sysfs.address_of(self._sys, lease.key.device)
+            return pci_sysfs.address_of(self._sys, device)
         except OSError as error:
             raise DriverError(f"the PCI devices cannot be looked at: {error}") from error
 
@@ -457,11 +447,3 @@ def _comes_back(lease: Lease) -> bool:
 
 def _is_strict(options: Mapping[str, str]) -> bool:
     return options.get("no-strict-reset") != "yes"
-
-
-@contextmanager
-def _asking_store() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise silent(error) from error

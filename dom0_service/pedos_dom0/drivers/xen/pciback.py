@@ -7,15 +7,18 @@ of domains that exist: a domain that has ended leaves its records behind.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pedos_protocol.frozen import frozen
 from pedos_protocol.pci_names import address_id, is_address
 
 from pedos_dom0.drivers.base import DOM0_DOMID
-from pedos_dom0.drivers.xen.xenstore import DOMAINS, as_domid
+from pedos_dom0.drivers.xen.xenstore import DOMAINS, as_domid, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pedos_dom0.drivers.xen.xenstore import Reader
 
 _BACKENDS = f"{DOMAINS}/{DOM0_DOMID}/backend/pci"
@@ -85,3 +88,12 @@ def _name_there(vdev: str | None) -> str | None:
     head, dot, function = (vdev or "").rpartition(".")
     address = f"{head}{dot}{function.removeprefix('0') or '0'}"
     return address_id(address) if is_address(address) else None
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Around questions to a store: DriverError instead of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise silent(error) from error
