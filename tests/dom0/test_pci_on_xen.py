@@ -204,6 +204,46 @@ async def test_one_that_was_put_in_its_place_since_it_was_allowed_is_refused(
         await carrier(driver).prepare(attrs.evolve(allowed, identity="1b36:000d::p0c0330"))
 
 
+@pytest.mark.parametrize("had", ["xhci_hcd", "pciback"])
+@pytest.mark.parametrize("becomes", ["another", "gone", "dom0's"])
+async def test_neither_is_one_given_that_was_put_there_while_the_other_was_taken(
+    host: Host, tree: PciTree, monkeypatch: pytest.MonkeyPatch, had: str, becomes: str
+) -> None:
+    tree.bind(ADDRESSES[ALONE], had)
+    reset = pci_sysfs.reset
+    driver_there = pci_sysfs.driver_of
+
+    def change() -> None:
+        if becomes == "another":
+            (tree.folder(ADDRESSES[ALONE]) / "device").write_text("0x2526\n")
+        elif becomes == "gone":
+            (tree.sys / "bus/pci/devices" / ADDRESSES[ALONE]).unlink()
+        else:
+            tree.bind(ADDRESSES[ALONE], "xhci_hcd")
+
+    def after_reset(sys_root: Path, address: str) -> None:
+        reset(sys_root, address)
+        if had == "pciback":
+            change()
+
+    def after_look(sys_root: Path, address: str) -> str | None:
+        found = driver_there(sys_root, address)
+        if had != "pciback" and found == "pciback":
+            monkeypatch.setattr(pci_sysfs, "driver_of", driver_there)
+            change()
+        return found
+
+    monkeypatch.setattr(pci_sysfs, "reset", after_reset)
+    monkeypatch.setattr(pci_sysfs, "driver_of", after_look)
+    why = {"another": "another device by now", "gone": "not there any more"}
+    async with running(host) as driver:
+        with pytest.raises(DriverError, match=why.get(becomes, "with xhci_hcd by now")):
+            await carrier(driver).prepare(lease())
+        assert not carrier(driver)._is_wanted(ADDRESSES[ALONE])
+    if becomes == "another":
+        assert driver_of(tree) == had
+
+
 async def test_what_is_attached_is_no_stray(host: Host, tree: PciTree) -> None:
     async with running(host) as driver:
         (made,) = await start(host, driver, lease())

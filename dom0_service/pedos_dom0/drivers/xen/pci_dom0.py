@@ -59,7 +59,9 @@ class Dom0Side:
         self._is_wanted = is_wanted
 
     async def take(self, function: Function, name: str, *, is_strict: bool) -> None:
-        """Takes it from dom0's driver, unless pciback has it, and resets it before that."""
+        """Takes it from dom0's driver, unless pciback has it, and resets it before that.
+        DriverError if it is not the same device afterwards: a card that can be changed while the
+        machine runs has had seconds for that."""
         what = f"{name} could not be taken from dom0"
         async with self.unused(function, name):
             if is_strict:
@@ -72,6 +74,7 @@ class Dom0Side:
                 except DriverError as error:
                     raise pci_rules.no_reset(name, str(error)) from error
             if function.driver == PCIBACK:
+                await self._check_same(function, name)
                 return
             words = ("pci-assignable-add", function.address)
             try:
@@ -82,12 +85,22 @@ class Dom0Side:
                         f"{what}: {driver or 'no driver'} has it and not pciback",
                         hint="modprobe xen-pciback, and look at `dmesg`",
                     )
+                await self._check_same(function, name)
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await self.put_back(
                         function.address, name, if_none_has=function.driver is not None
                     )
                 raise
+
+    async def _check_same(self, function: Function, name: str) -> None:
+        """DriverError unless pciback has that device."""
+        now = await ask_kernel(name, partial(pci_sysfs.look_at, self._sys, function.address))
+        if now is None or now.id != function.id:
+            raise DriverError(f"{name} is not there any more", code="not_found")
+        pci_rules.check_identity(now, name, function.identity)
+        if now.driver != PCIBACK:
+            raise DriverError(f"{name} is with {now.driver or 'no driver'} by now, not pciback")
 
     @asynccontextmanager
     async def unused(self, function: Function, name: str) -> AsyncIterator[None]:
