@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from pedos_dom0.drivers.xen.xl import Unfinished
 from pedos_dom0.tables.leases import Lease
 from pedos_dom0.tables.registry import DeviceKey
 from pedos_host import exclusive, pci_use
+from pedos_host.threads import NoThreadError
 
 from tests.dom0.test_xen_driver import host, running
 from tests.dom0.xen_host import Host
@@ -935,3 +937,77 @@ async def test_disks_that_do_not_close_stop_no_other_work_on_pci_devices(
             closes.set()
     for _ in range(2):
         assert closed.acquire(timeout=PATIENCE)
+
+
+async def test_disks_that_no_thread_closes_in_time_are_closed_by_one_later(
+    host: Host,
+    tree: PciTree,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And never in the event loop, where all VMs would wait for a disk."""
+    closed_by: list[threading.Thread] = []
+    closed, tried = threading.Event(), trio.Event()
+    start_in_thread, lacks = pci_dom0.start_in_thread, [True]
+
+    @contextlib.contextmanager
+    def held(*_roots: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            closed_by.append(threading.current_thread())
+            closed.set()
+
+    def start_close(*work: Any) -> None:
+        if lacks:
+            if "are not closed" in caplog.text:
+                tried.set()
+            raise NoThreadError
+        start_in_thread(*work)
+
+    monkeypatch.setattr(pci_use, "held", held)
+    monkeypatch.setattr(pci_dom0, "start_in_thread", start_close)
+    monkeypatch.setattr(pci_dom0, "CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr(pci_dom0, "NO_THREAD_SECONDS", 0.01)
+    async with running(host) as driver:
+        assert await carrier(driver).why_unfit(lease().key, "work", {}) is None
+        assert "the disks of 0000:02:00.0 are not closed after 0.01 s" in caplog.text
+        gc.collect()
+        assert closed_by == []
+        with trio.fail_after(PATIENCE):
+            await tried.wait()
+        lacks.clear()
+        assert await trio.to_thread.run_sync(closed.wait, PATIENCE)
+        assert closed_by[0] is not threading.main_thread()
+    assert pci_dom0._to_close == set()
+
+
+def test_disks_that_no_thread_has_closed_when_the_service_ends_are_not_closed_in_its_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed_by = []
+
+    @contextlib.contextmanager
+    def held() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            closed_by.append(threading.current_thread())
+
+    def start_close(*_work: Any) -> None:
+        raise NoThreadError
+
+    async def service() -> None:
+        holding = held()
+        holding.__enter__()
+        await pci_dom0._close(lambda: holding.__exit__(None, None, None), "the disks")
+
+    monkeypatch.setattr(pci_dom0, "start_in_thread", start_close)
+    monkeypatch.setattr(pci_dom0, "CLOSE_SECONDS", 0)
+    trio.run(service)
+    gc.collect()
+    assert closed_by == []
+    for close in pci_dom0._to_close:
+        close()
+    pci_dom0._to_close.clear()
+    assert len(closed_by) == 1

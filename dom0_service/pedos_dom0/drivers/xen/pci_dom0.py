@@ -44,6 +44,10 @@ LOOK_SECONDS: Final = 5.0
 # may take for ever, and all PCI devices wait for their turn.
 CLOSE_SECONDS: Final = 5.0
 
+# What no thread closes yet. Python would close it, and wait in the event loop, as soon as nothing
+# refers to it; that includes a task that the end of the service cancels.
+_to_close: Final[set[Callable[[], None]]] = set()
+
 
 class Dom0Side:
     """What dom0 does with its PCI devices; one task at a time has it do anything."""
@@ -205,16 +209,23 @@ async def _close(close: Callable[[], None], what: str) -> None:
         except Exception:  # they are closed all the same
             logger.exception("%s were closed with an error", what)
 
+    _to_close.add(close)
+    # If there is no thread for it in that time, it keeps trying: nobody else closes them.
+    trio.lowlevel.spawn_system_task(_start_closing, close, then, name=f"close {what}")
     with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
-        while True:
-            try:
-                start_in_thread(close, then)
-                break
-            except NoThreadError:
-                await trio.sleep(NO_THREAD_SECONDS)
         await closed.wait()
     if not closed.is_set():
         logger.warning("%s are not closed after %g s", what, CLOSE_SECONDS)
+
+
+async def _start_closing(close: Callable[[], None], then: Callable[[Outcome[None]], None]) -> None:
+    while True:
+        try:
+            start_in_thread(close, then)
+            break
+        except NoThreadError:
+            await trio.sleep(NO_THREAD_SECONDS)
+    _to_close.discard(close)
 
 
 def give_back(address: str) -> str:
