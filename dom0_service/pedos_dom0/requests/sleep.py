@@ -170,6 +170,11 @@ class Sleep:
 
         async with self._resuming:
             rows = self._rows()
+            untouched = await self._note_twins(rows)
+            for row in rows:
+                if row.attachment in untouched:
+                    done.append(_item(row.key, row.vm, _unnoted(), again=True))
+            rows = [row for row in rows if row.attachment not in untouched]
             if rows:
                 await self._note_begun(rows)
                 await trio.sleep(WAKE_SECONDS)
@@ -187,17 +192,23 @@ class Sleep:
         begun = [row for row in rows if row.begun and not row.tried]
         request = new_request_id()
 
+        def tell(row: Suspended, why: str, *, again: bool) -> None:
+            text = "%s was not attached to %s again after the sleep: %s%s"
+            hint = "; qvm-sleep resume tries again" if again else ""
+            logger.warning(text, row.key, row.vm, why, hint)
+
         async def make(row: Suspended) -> None:
             item = await self._resume(row, request)
-            why = None if item.error is None else item.error.message
-            if why is not None:
-                text = "%s was not attached to %s again after the sleep: %s%s"
-                hint = "; qvm-sleep resume tries again" if item.again else ""
-                logger.warning(text, row.key, row.vm, why, hint)
+            if item.error is not None:
+                tell(row, item.error.message, again=item.again)
 
         async with self._resuming:
             try:
-                await _each(make, begun)
+                untouched = await self._note_twins(self._rows()) if begun else set()
+                for row in begun:
+                    if row.attachment in untouched:
+                        tell(row, _unnoted().message, again=True)
+                await _each(make, [row for row in begun if row.attachment not in untouched])
             except Exception:
                 logger.exception("what a killed service began after the sleep was not finished")
 
@@ -211,6 +222,24 @@ class Sleep:
             return row.had_twins or any(_are_twins(row, each) for each in rows)
 
         return [attrs.evolve(row, had_twins=has_twins(row)) for row in rows]
+
+    async def _note_twins(self, rows: list[Suspended]) -> set[str]:
+        """Notes of each row that it has twins, before any is worked on: a row is forgotten when it
+        is done, and the service may be killed then. Returns the attachments that must stay,
+        as one of their twins could not be noted."""
+        unnoted = []
+        for row in rows:
+            # A suspend may have put or deleted others meanwhile.
+            stored = {each.attachment: each for each in self._state.store.suspended()}
+            now = stored.get(row.attachment)
+            if now is None or now.had_twins or not row.had_twins:
+                continue
+            try:
+                await self._state.store.suspended_put(attrs.evolve(now, had_twins=True))
+            except StoreError as error:
+                logger.error("that %s has twins after the sleep is not noted: %s", row.key, error)
+                unnoted.append(row)
+        return {row.attachment for row in rows if any(_are_twins(row, each) for each in unnoted)}
 
     async def _resume(self, row: Suspended, request: str) -> SleepItem:
         error: CallError | None = None
@@ -314,6 +343,10 @@ class Sleep:
             await self._state.store.suspended_delete(attachment)
         except StoreError as error:
             logger.error("what was detached for the sleep stays noted: %s", error)
+
+
+def _unnoted() -> CallError:
+    return CallError("failed", "it could not be noted that another VM's device has its identity")
 
 
 def _are_twins(row: Suspended, other: Suspended) -> bool:
