@@ -136,6 +136,7 @@ async def test_a_xenstore_that_fails_at_the_end_keeps_no_device_from_the_next_vm
             assert driver_of(tree, ONE) == "pciback"
         assert not carrier(driver).is_attached(second)
         assert driver_of(tree, ONE) == "pciback"
+        assert carrier(driver)._is_wanted(ADDRESSES[ONE])  # whoever wants to put it back
         host.destroy(1)
         assert not carrier(driver)._is_wanted(ADDRESSES[ONE])
         await carrier(driver).prepare(lease(ONE, vm="vault"))
