@@ -156,7 +156,8 @@ def test_only_what_one_vm_asked_for(log: Log, capsys: Captured) -> None:
 
 def test_what_was_only_counted_is_told(log: Log, capsys: Captured) -> None:
     summed = {"time": "2026", "event": "summed_up", "vm": "work", "events": {"decision": 40}}
-    log.write(denial(), summed)
+    allowed = {**summed, "events": {"decision": 700}, "calls": []}  # calls of services
+    log.write(denial(), summed, allowed)
     with log.path.open("a") as file:
         file.write("torn\n")
     assert log.suggest() == 0
