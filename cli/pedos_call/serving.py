@@ -117,7 +117,7 @@ def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> Non
             if error.errno not in SHORT:
                 raise
             if not is_short:
-                print(f"no call can be taken now: {error.strerror}", file=sys.stderr)
+                _complain(f"no call can be taken now: {error.strerror}")
             is_short = True
             time.sleep(RETRY_SECONDS)
             continue
@@ -126,15 +126,20 @@ def serve_on(listener: socket.socket, answer: Callable[[Served], object]) -> Non
             try:
                 served = receive_header(stream)
             except (OSError, ValueError) as error:
-                print(f"no call: {error}", file=sys.stderr)
+                _complain(f"no call: {error}")
                 continue
             try:
                 answer(served)
             except BaseException:  # sys.exit() would end this thread, and say nothing
-                with contextlib.suppress(OSError, ValueError):  # nobody reads standard error
-                    traceback.print_exc(file=sys.stderr)
+                _complain(traceback.format_exc().rstrip())
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
+
+
+def _complain(text: str) -> None:
+    """To standard error, which nobody may read: no caller's doing ends the service."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
 
 
 def receive_header(stream: socket.socket) -> Served:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -219,6 +220,9 @@ def stopped(pid: int) -> Iterator[None]:
     """That process does nothing within."""
     os.kill(pid, signal.SIGSTOP)
     try:
+        # Its threads stop one after the other.
+        while any(_state(each) not in "TX" for each in Path(f"/proc/{pid}/task").iterdir()):
+            time.sleep(0.001)
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -226,8 +230,12 @@ def stopped(pid: int) -> Iterator[None]:
 
 def is_there(pid: int) -> bool:
     """Whether that process is, and is no zombie."""
+    return _state(Path(f"/proc/{pid}")) not in "ZX"
+
+
+def _state(folder: Path) -> str:
+    """The state of a process, or of a thread (proc(5)); X if it is no more."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except FileNotFoundError:
-        return False
-    return state not in "ZX"
+        return (folder / "stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"

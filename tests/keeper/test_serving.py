@@ -454,6 +454,16 @@ async def test_an_end_that_was_not_confirmed_when_the_agent_ended_is_not_told(
     nursery.cancel_scope.cancel()
 
 
+async def test_nothing_is_begun_when_the_agent_s_tasks_are_just_over(tmp_path: Path) -> None:
+    """Those of it that go on hear so, and do not break."""
+    vm = Vm(tmp_path, None)
+    async with trio.open_nursery() as closed:
+        pass
+    vm.serving._nursery = closed
+    with pytest.raises(OSError, match="this VM's agent ends"):
+        vm.serving.begin(trio.sleep_forever)
+
+
 async def test_who_ends_a_call_that_has_lost_its_caller_ends_its_service(
     vm: Vm, place: Place, keeper: int, nursery: trio.Nursery
 ) -> None:
@@ -476,10 +486,10 @@ async def test_who_ends_a_call_that_has_lost_its_caller_ends_its_service(
 async def test_a_keeper_that_stood_still_starts_nothing_for_nobody(
     vm: Vm, place: Place, keeper: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served_call, "FIRST_WORD_SECONDS", 0.01)
     mark = place.home / f"ran {way}"
     place.service("test.Runs", f"echo >'{mark}'")
-    with stopped(keeper):
+    with stopped(keeper), monkeypatch.context() as patched:
+        patched.setattr(served_call, "FIRST_WORD_SECONDS", 0.01)
         async with calling(vm, "test.Runs", call=f"{len(way):032x}") as (caller, _):
             if way == "ended":
                 assert await vm.serving.kill(f"{len(way):032x}", "problem", 125, "ended")
@@ -685,6 +695,8 @@ async def test_calls_end_with_the_agent(
             scope.cancel()
             await read_all(caller.streams[1])
             await trio.to_thread.run_sync(wait_for_end, pid)
+        while "channel.closed" not in vm.said:
+            await trio.lowlevel.checkpoint()
     assert caller.end is not None and caller.end.kind == "lost"
     assert vm.said == ["answer", "channel.closed"]
     assert vm.serving.running() == []

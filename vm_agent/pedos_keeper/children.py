@@ -91,7 +91,8 @@ class Children:
                     if mark in self._of_calls:
                         self._of_calls[mark] = child
         if is_unwanted:
-            child.kill()
+            with contextlib.suppress(OSError):  # who wants it killed asks again
+                child.kill()
         return child
 
     @contextlib.contextmanager
@@ -112,7 +113,9 @@ class Children:
         any process is left."""
         with self._lock:
             is_any_left = self._reap(tuple(self._running))
-            self._left = [child for child in self._left if not self._is_closed(child)]
+            self._left = [
+                each for each in self._left if not (each.close_group() and self._forget(each))
+            ]
         return is_any_left
 
     def look_at(self, child: Child) -> None:
@@ -141,14 +144,15 @@ class Children:
         return pid != 0
 
     def leave(self, child: Child) -> None:
-        """Its call is over. What still runs in its group is waited for: `reap` removes that."""
+        """Its call is over. If it runs, or something in its group does, `reap` waits for that."""
+        is_closed = child.close_group()  # the kernel may take its time
         with self._lock:
-            if not self._is_closed(child):
+            if not (is_closed and self._forget(child)):
                 self._left.append(child)
 
-    def _is_closed(self, child: Child) -> bool:
-        """Whether its group is removed, and it is forgotten."""
-        if child.group is not None and not child.group.close():
+    def _forget(self, child: Child) -> bool:
+        """One whose group is gone; False if it runs without one: its session is known by it."""
+        if child.group is None and child.status is None:
             return False
         if self._of_calls.get(child.mark) is child:
             del self._of_calls[child.mark]
@@ -252,6 +256,10 @@ class Child:
         os.close(self.file)
         self._children.leave(self)
 
+    def close_group(self) -> bool:
+        """Remove its control group, if it has one; False if something runs in it."""
+        return self.group is None or self.group.close()
+
 
 def kill_session(session: int | None, mark: bytes = b"") -> bool:
     """End all processes of a session, in whatever process groups they are, and all descendants of
@@ -266,6 +274,7 @@ def kill_session(session: int | None, mark: bytes = b"") -> bool:
                 os.kill(pid, signal.SIGKILL)
         if not found:
             return True
+        time.sleep(_KILL_LOOK)
     return False
 
 

@@ -76,7 +76,8 @@ class CallGroup:
         """Whether nothing runs in it, after a moment if it is just being ended. OSError."""
         for _ in range(_EMPTY_LOOKS):
             try:
-                if not (self._folder / "cgroup.procs").read_text("ascii"):
+                # Of those below it, too.
+                if "populated 1" not in (self._folder / "cgroup.events").read_text("ascii"):
                     return True
             except FileNotFoundError:
                 return True

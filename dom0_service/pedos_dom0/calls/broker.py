@@ -213,8 +213,10 @@ class Broker:
                 with self._waiting(call):
                     permit = await self.channels.permit(call.source, target, WAIT_TIMEOUT)
                     channel = self.channels.take_idle(call.source, target)
-                    permit.waits_for = call.source
-                    channel = channel or await self._make_channel(call, target)
+                    if channel is None:
+                        permit.waits_for = call.source
+                        channel = await self._make_channel(call, target)
+                        permit.waits_for = None
                 await self._state.reach("call.listening")
             if call.stopped is not None:
                 raise self._why_stopped(call)

@@ -61,10 +61,17 @@ FIRST_WORD_SECONDS: Final = 8.0
 _NO_PROTOCOL: Final = "its keeper does not keep to the protocol: "
 _UNREAD: Final = "its keeper has ended before it was started"
 
-# Seconds until a keeper that could not end what a call has left is asked again.
+# Seconds until a keeper that could not end what a call has left is asked again; twice as many each
+# time, up to the second.
 END_AGAIN_SECONDS: Final = 1.0
+END_AGAIN_SECONDS_MAX: Final = 10.0
+# Hang-ups without a word after each other, each of which may be by chance: a keeper that is full
+# may not have read the question. One that has no other answer is of an older version, or cannot
+# start, and then what it kept has ended.
+HANG_UPS_MAX: Final = 5
 # There is none. What it kept has ended with it: see its unit, and in local mode its guard.
-_NO_KEEPER: Final = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE))
+_NO_KEEPER: Final = frozenset((errno.ENOENT, errno.ECONNREFUSED))
+_HANG_UP: Final = frozenset((errno.ECONNRESET, errno.EPIPE))
 
 # What a keeper hears at last in nearly every call.
 _FINISHED: Final = build(Finished())
@@ -244,34 +251,38 @@ async def end_left(keeper: bytes, call: str) -> None:
     """Have the keeper at this path end all that a call has started; returns when nothing of it runs
     any more. One that stands still, or cannot do it yet, is waited for: as long the call goes on.
     """
-    is_told = False
-    while True:
+    is_told, hang_ups, seconds = False, 0, END_AGAIN_SECONDS
+    while hang_ups < HANG_UPS_MAX:
+        why = "its keeper says nothing"
         try:
             answer = await _kill(keeper, call)
             if isinstance(answer, Killed):
                 return
-            why = answer.text if isinstance(answer, Problem) else "it says something else"
+            if isinstance(answer, Problem):
+                why = answer.text
+            hang_ups = 0 if answer is not None else hang_ups + 1
         except RemoteProtocolError as error:
-            why = str(error)
+            why, hang_ups = str(error), 0
         except OSError as error:
             if error.errno in _NO_KEEPER:
                 return
             why = words(error)
+            hang_ups = hang_ups + 1 if error.errno in _HANG_UP else 0
         if not is_told:
             log.warning("what the call %s has started may run on for now: %s", call, why)
             is_told = True
-        await trio.sleep(END_AGAIN_SECONDS)
+        await trio.sleep(seconds)
+        seconds = min(2 * seconds, END_AGAIN_SECONDS_MAX)
+    log.warning("it is not known whether what the call %s has started runs on", call)
 
 
-async def _kill(keeper: bytes, call: str) -> Packet:
-    """The answer of that keeper to `Kill`. OSError, RemoteProtocolError."""
+async def _kill(keeper: bytes, call: str) -> Packet | None:
+    """The answer of that keeper to `Kill`; None if it hangs up. OSError, RemoteProtocolError."""
     with contextlib.closing(PacketSocket(_connected(Path(os.fsdecode(keeper))), keeper)) as packets:
         packets.send_now(build(Kill(call)))
         untrusted, descriptors = await packets.receive_passing(PACKET_MAX, 0)
         packets.discard(descriptors)
-    if not untrusted:  # it has ended; one of an older version hangs up, too
-        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-    return parse(untrusted, KEEPER)
+    return parse(untrusted, KEEPER) if untrusted else None
 
 
 def _send(packets: PacketSocket, raw: bytes) -> None:

@@ -7,7 +7,6 @@ service runs or will not.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -37,7 +36,7 @@ from pedos_vchan.later import Later
 from pedos_vchan.service_start import service_streams
 
 from pedos_agent.calls.channels import Tell
-from pedos_agent.calls.keepers import FIRST_WORD_SECONDS, KeeperCall, Keepers, end_left, silent
+from pedos_agent.calls.keepers import FIRST_WORD_SECONDS, KeeperCall, Keepers, silent
 from pedos_agent.system.reading import words
 
 log = logging.getLogger(__name__)
@@ -75,6 +74,10 @@ class Desk(Protocol):
     def left(self, call: str, keeper: bytes) -> None:
         """The keeper at this path has been told that the caller is gone: what the call has started
         may run on."""
+        ...
+
+    async def end_left(self, call: str, keeper: bytes) -> None:
+        """Have that keeper end it; returns when nothing that it has started runs."""
         ...
 
     def over(
@@ -423,9 +426,11 @@ class ServedCall:
                 self._desk.left(self.wanted.call, self._keeper.owner)
             if self._is_to_be_confirmed(self._keeper):
                 self._end = end
-                with contextlib.suppress(OSError):  # the agent ends
+                try:
                     self._desk.begin(self._confirm, self._keeper.owner, channel, end)
-                    return
+                except OSError:  # the agent ends
+                    self._desk.over(self, channel, end, is_known=False)
+                return
         self._desk.over(self, channel, end)
 
     def _is_to_be_confirmed(self, keeper: KeeperCall) -> bool:
@@ -437,7 +442,7 @@ class ServedCall:
     async def _confirm(self, keeper: bytes, channel: Channel, end: CallEnd) -> None:
         """dom0's user is told that it has ended when nothing of it runs."""
         try:
-            await end_left(keeper, self.wanted.call)
+            await self._desk.end_left(self.wanted.call, keeper)
         except BaseException:
             self._desk.over(self, channel, end, is_known=False)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -39,6 +40,8 @@ class Serving:
         self.tell = tell
         self._calls: dict[str, ServedCall] = {}
         self._left: dict[str, bytes] = {}  # the keepers of the last ones
+        # What is being ended, and when that is over.
+        self._ending: dict[str, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
         self._fewer = trio.Event()
 
@@ -68,8 +71,9 @@ class Serving:
         found, left = self._calls.get(call), self._left.get(call)
         if found is not None:
             found.kill(kind, status, text)
-        if left is not None and kind != LOST and self._nursery is not None:  # LOST is no news to it
-            self._nursery.start_soon(end_left, left, call)
+        if left is not None and kind != LOST:  # that is no news to it
+            with contextlib.suppress(OSError):
+                self.begin(self.end_left, call, left)
         return found is not None or left is not None
 
     def running(self) -> list[RunningCall]:
@@ -116,9 +120,13 @@ class Serving:
 
     def begin(self, task: Callable[..., Any], *arguments: Any) -> None:
         """Start a task. OSError if the agent ends."""
+        ends = OSError("this VM's agent ends")
         if self._nursery is None:
-            raise OSError("this VM's agent ends")
-        self._nursery.start_soon(task, *arguments)
+            raise ends
+        try:
+            self._nursery.start_soon(task, *arguments)
+        except RuntimeError as error:  # it is closed, and `run` goes on only now
+            raise ends from error
 
     def left(self, call: str, keeper: bytes) -> None:
         """The keeper may have something running of a call whose caller has gone."""
@@ -127,6 +135,20 @@ class Serving:
         self._left[call] = keeper
         if len(self._left) > LEFT_MAX:
             del self._left[next(iter(self._left))]
+
+    async def end_left(self, call: str, keeper: bytes) -> None:
+        """See keepers.end_left; who wants the same waits for the same."""
+        over = self._ending.get(call)
+        if over is not None:
+            await over.wait()
+            return
+        over = self._ending[call] = trio.Event()
+        try:
+            await end_left(keeper, call)
+            self._left.pop(call, None)
+        finally:
+            del self._ending[call]
+            over.set()
 
     def over(
         self, call: ServedCall, channel: Channel, end: CallEnd, *, is_known: bool = True
