@@ -253,14 +253,15 @@ async def end_left(keeper: bytes, call: str) -> None:
     """
     is_told, hang_ups, seconds = False, 0, END_AGAIN_SECONDS
     while hang_ups < HANG_UPS_MAX:
-        why = "its keeper says nothing"
         try:
             answer = await _kill(keeper, call)
             if isinstance(answer, Killed):
                 return
-            if isinstance(answer, Problem):
-                why = answer.text
-            hang_ups = 0 if answer is not None else hang_ups + 1
+            if answer is None:
+                why, hang_ups = "its keeper says nothing", hang_ups + 1
+            else:
+                why = answer.text if isinstance(answer, Problem) else "it says something else"
+                hang_ups = 0
         except RemoteProtocolError as error:
             why, hang_ups = str(error), 0
         except OSError as error:
