@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -426,14 +427,70 @@ async def test_a_call_that_dom0_ends_is_over_when_its_keeper_has_ended_all_of_it
         assert not is_there(pid)
 
 
-async def test_nothing_is_begun_when_the_agent_s_tasks_are_just_over(tmp_path: Path) -> None:
-    """Those of it that go on hear so, and do not break."""
-    vm = Vm(tmp_path, None)
-    async with trio.open_nursery() as closed:
-        pass
-    vm.serving._nursery = closed
-    with pytest.raises(OSError, match="this VM's agent ends"):
-        vm.serving.begin(trio.sleep_forever)
+async def test_an_end_that_was_not_confirmed_when_the_agent_ended_is_not_told(
+    tmp_path: Path, place: Place, keeper: int, nursery: trio.Nursery
+) -> None:
+    place.service("test.Stays", "sleep 1000 & echo $!; wait")
+    vm, call = Vm(tmp_path, place.path), "de" * 16
+    scope = trio.CancelScope()
+
+    async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await vm.serving.run(task_status=task_status)
+
+    await nursery.start(vm.channels.run)
+    await nursery.start(serve)
+    with trio.fail_after(PATIENCE):
+        async with calling(vm, "test.Stays", call=call) as (caller, _):
+            await caller.streams[1].receive_some(100)
+            with stopped(keeper):
+                assert await vm.serving.kill(call, "problem", 125, "ended by dom0's user")
+                while caller.end is None:
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+                while vm.serving.running():
+                    await trio.lowlevel.checkpoint()
+    assert not [method for method, _ in vm.told if method == "service.ended"]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("part", ["serving", "channels"])
+async def test_an_agent_that_ends_begins_nothing_in_a_nursery_that_is_closed(
+    tmp_path: Path, nursery: trio.Nursery, part: str
+) -> None:
+    """Its pumps go on for a moment, and would break there."""
+    vm, scope, over = Vm(tmp_path, None), trio.CancelScope(), trio.Event()
+    ending = getattr(vm, part)
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await ending.run(task_status=task_status)
+        over.set()
+
+    await nursery.start(run)
+    closing = ending._nursery
+    scope.cancel()
+    while not over.is_set():
+        assert ending._nursery is None or not closing._closed
+        await trio.lowlevel.checkpoint()
+
+
+async def test_who_ends_a_call_that_has_lost_its_caller_ends_its_service(
+    vm: Vm, place: Place, keeper: int, nursery: trio.Nursery
+) -> None:
+    """Both were said before the keeper had said its first word."""
+    call, mark = "fd" * 16, place.home / "pid"
+    place.service("test.Pid", f"echo $$ >{mark}; exec sleep 1000")
+    with await vm.caller.listen(SERVICE, PORT, ORDERS) as listener, stopped(keeper):
+        nursery.start_soon(partial(vm.start, "test.Pid", call=call))
+        with contextlib.closing(await listener.accept()):
+            while not vm.serving.running():
+                await trio.lowlevel.checkpoint()
+            assert await vm.serving.kill(call, "lost", 0, "the agent of vault went away")
+            assert await vm.serving.kill(call, "problem", 125, "ended by dom0's user")
+        os.kill(keeper, signal.SIGCONT)
+        assert (await vm.ended()).kind != "exited"
+    assert not mark.exists() or not is_there(int(mark.read_text() or "0"))
 
 
 @pytest.mark.parametrize("way", ["ended", "given up"])

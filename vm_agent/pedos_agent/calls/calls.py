@@ -76,6 +76,10 @@ class Calls:
                 socket = CallSocket(self._settings.calls, self, may_call)
                 await nursery.start(socket.run)
             task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # before it is closed to new tasks
 
     # What the two halves need.
 

@@ -82,9 +82,11 @@ class Channels:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # before it is closed to new tasks
         finally:
-            self._nursery = None
             for each in list(self._ports.values()):
                 if not each.is_used:
                     self._drop(each)

@@ -55,9 +55,11 @@ class Serving:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # before it is closed to new tasks
         finally:
-            self._nursery = None
             for each in list(self._calls.values()):
                 each.cancel()
             with trio.CancelScope(shield=True):  # a cancelled pump ends at once
@@ -120,13 +122,9 @@ class Serving:
 
     def begin(self, task: Callable[..., Any], *arguments: Any) -> None:
         """Start a task. OSError if the agent ends."""
-        ends = OSError("this VM's agent ends")
         if self._nursery is None:
-            raise ends
-        try:
-            self._nursery.start_soon(task, *arguments)
-        except RuntimeError as error:  # it is closed, and `run` goes on only now
-            raise ends from error
+            raise OSError("this VM's agent ends")
+        self._nursery.start_soon(task, *arguments)
 
     def left(self, call: str, keeper: bytes) -> None:
         """The keeper may have something running of a call whose caller has gone."""
