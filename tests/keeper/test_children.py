@@ -99,9 +99,11 @@ def test_what_cannot_be_looked_at_is_not_said_to_have_ended(
 
 
 def test_what_is_left_in_a_group_is_ended_when_its_first_process_is_forgotten(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever environment it has. The folder stands for a group, of which nothing is killed."""
+    """Whatever environment it has. The folder stands for a group, of which nothing is killed and
+    in which no process can begin."""
+    monkeypatch.setattr(spawning, "can_begin_in_group", lambda: False)
     children, folder = Children(), tmp_path / "call"
     group = CallGroup(folder)
     (folder / "process").touch()
