@@ -1,5 +1,6 @@
 /* qvm-call: calls a service of another VM. See --help. */
 #include "agent.h"
+#include "clock.h"
 #include "complete.h"
 #include "local.h"
 #include "names.h"
@@ -16,7 +17,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Milliseconds in which this program hears of a start that has happened. The agent tells it together
@@ -108,14 +108,6 @@ static int take_signal(const struct call *call)
     return read(call->signals, &one, sizeof one) == sizeof one ? (int)one.ssi_signo : 0;
 }
 
-static long now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * 1000 + time.tv_nsec / 1000000;
-}
-
 /* Before the start is heard of, the service may run already: what it has written says so to others
  * before the agent says it here. */
 static void look_at_signal(struct call *call)
@@ -128,7 +120,7 @@ static void look_at_signal(struct call *call)
         agent_signal(call->agent, (uint8_t)number);
     } else {
         call->early = number;
-        call->early_until = now() + START_PATIENCE;
+        call->early_until = clock_now() + START_PATIENCE;
     }
 }
 
@@ -137,7 +129,7 @@ static void look_at_early(struct call *call)
 {
     sigset_t one;
 
-    if (!call->early || now() < call->early_until)
+    if (!call->early || clock_now() < call->early_until)
         return;
     sigemptyset(&one);
     sigaddset(&one, call->early);
@@ -221,7 +213,7 @@ static void run(struct call *call)
 
     while (!is_over(call)) {
         const bool has_signals = !call->has_ended && !call->early;
-        const long left = call->early ? call->early_until - now() : -1;
+        const long left = call->early ? call->early_until - clock_now() : -1;
 
         wait[AGENT] = (struct pollfd){.fd = call->has_ended ? -1 : call->agent, .events = POLLIN};
         wait[LOCAL] = (struct pollfd){.fd = call->local.pidfd, .events = POLLIN};

@@ -1,5 +1,6 @@
 #include "status.h"
 
+#include "clock.h"
 #include "say.h"
 
 #include <errno.h>
@@ -10,8 +11,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Milliseconds for the last line. It waits only where a pipe is full, whose reader has been silent
- * for dozens of calls already. */
+/* Milliseconds for the last line, in however many pieces its reader takes it. It waits only where a
+ * pipe is full, whose reader has been silent for dozens of calls already. */
 #define PATIENCE 2000
 
 /* A text as JSON has it. What the agent says is UTF-8 without control characters; what this side
@@ -127,17 +128,21 @@ void status_go_on(struct status *status)
 
 void status_finish(struct status *status)
 {
-    struct pollfd wait;
+    const long until = clock_now() + PATIENCE;
 
-    status_go_on(status);
-    status_wait(status, &wait);
-    if (wait.fd == -1)
-        return;
-    while (poll(&wait, 1, PATIENCE) > 0 && (status_go_on(status), status->start < status->end) &&
-           status->fd != -1)
-        ;
-    if (status->fd != -1 && status->start < status->end)
-        give_up(status, "nobody reads there");
+    for (;;) {
+        struct pollfd wait;
+        long left;
+
+        status_go_on(status);
+        status_wait(status, &wait);
+        if (wait.fd == -1)
+            return;
+        left = until - clock_now();
+        if (left <= 0 || poll(&wait, 1, (int)left) <= 0)
+            break;
+    }
+    give_up(status, "nobody reads there");
 }
 
 void status_say(const struct packet_answer *answer)
