@@ -22,6 +22,7 @@ struct pv_channel {
     int event_fd; /* readable when the peer has notified us */
     int live_fd;  /* hangs up when the peer dies; -1: that cannot be noticed */
     int wait_fd;  /* epoll over the two, for an event loop that waits on one fd */
+    int notify_fd; /* notifies the peer; -1: event_fd does */
     uint32_t idle_wakes;        /* wake-ups without news in idle_second; see PV_IDLE_WAKES */
     int64_t idle_second;        /* of CLOCK_MONOTONIC */
     uint32_t seen_in, seen_out; /* the peer's indices at the last wake-up */

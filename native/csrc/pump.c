@@ -1,5 +1,7 @@
 #include "pump.h"
 
+#include "own_files.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -398,7 +400,7 @@ void pv_pump_cancel(struct pv_pump *pump)
     (void)ignored; /* EAGAIN: readable already */
 }
 
-void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, int fd_out)
+static void run_here(struct pv_pump *pump, struct pv_channel *channel, int fd_in, int fd_out)
 {
     struct loop loop = {
         .pump = pump,
@@ -440,6 +442,31 @@ void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, in
         fcntl(fd_out, F_SETFL, out_flags);
     if (in_flags >= 0)
         fcntl(fd_in, F_SETFL, in_flags);
+}
+
+struct alone {
+    struct pv_pump *pump;
+    struct pv_channel *channel;
+    int fd;
+};
+
+static void run_alone(void *arg)
+{
+    const struct alone *alone = arg;
+
+    run_here(alone->pump, alone->channel, alone->fd, alone->fd);
+}
+
+void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, int fd_out)
+{
+    struct alone alone = {pump, channel, fd_in};
+    const int fds[] = {
+        fd_in,           channel->event_fd, channel->notify_fd, channel->live_fd, channel->wait_fd,
+        pump->cancel_fd,
+    };
+
+    if (fd_in != fd_out || pv_own_files_run(fds, sizeof fds / sizeof *fds, run_alone, &alone))
+        run_here(pump, channel, fd_in, fd_out);
 }
 
 void pv_pump_done(struct pv_pump *pump)

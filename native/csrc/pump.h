@@ -43,6 +43,9 @@ void pv_pump_cancel(struct pv_pump *pump);
  * Runs until either side ends: what was read from fd_in is in the ring, what was in the ring is
  * written to fd_out, and then the channel is closed. fd_in and fd_out may be the same. They are
  * non-blocking while this runs, and stay open. SIGPIPE must be ignored (Python does so).
+ *
+ * If they are the same, only the pump has that descriptor meanwhile, so that it is closed as soon as
+ * the process is killed (own_files.h): its other end may have threads of this process wait.
  */
 void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, int fd_out);
 

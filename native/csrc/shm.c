@@ -19,14 +19,13 @@ struct shm_channel {
     struct pv_channel channel; /* first: a pointer to one is a pointer to the other */
     void *base;
     size_t length;
-    int notify_fd;
 };
 
 static void shm_notify(void *arg)
 {
     const struct shm_channel *shm = arg;
     const uint64_t one = 1;
-    ssize_t ignored = write(shm->notify_fd, &one, sizeof one);
+    ssize_t ignored = write(shm->channel.notify_fd, &one, sizeof one);
 
     /* EAGAIN: the counter is full, so the peer's descriptor is readable already. */
     (void)ignored;
@@ -46,7 +45,7 @@ static void shm_detach(struct pv_channel *channel)
 
     munmap(shm->base, shm->length);
     close(channel->event_fd);
-    close(shm->notify_fd);
+    close(channel->notify_fd);
     free(shm);
 }
 
@@ -72,8 +71,8 @@ static int attach(size_t length, unsigned left_order, unsigned right_order, void
         return -ENOMEM;
     shm->base = base;
     shm->length = length;
-    shm->notify_fd = notify_fd;
     shm->channel.event_fd = event_fd;
+    shm->channel.notify_fd = notify_fd;
     shm->channel.live_fd = -1;
     shm->channel.wait_fd = -1;
     shm->channel.poll.mode = poll_mode_here();

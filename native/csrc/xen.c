@@ -88,6 +88,7 @@ static int attach(struct libxenvchan *vchan, unsigned domain, unsigned peer, uns
     own->channel.event_fd = fd;
     own->channel.live_fd = -1;
     own->channel.wait_fd = -1;
+    own->channel.notify_fd = -1;
     own->channel.apart = 1;
     own->channel.poll.mode = PV_POLL_SPIN;
     own->channel.poll.budget_ns = PV_POLL_DOMAIN_NS;

@@ -65,7 +65,8 @@ CALL = (
     "call_talk",
     "service_start",
 )
-PARTS = ("ring", "halt_poll", "channel", "shm", "pump", "usbip", "running", *CALL, *XEN)
+RING = ("ring", "halt_poll", "channel", "shm")
+PARTS = (*RING, "own_files", "pump", "usbip", "running", *CALL, *XEN)
 SOURCES = [f"native/csrc/{name}.c" for name in PARTS]
 HEADERS = [f"native/csrc/{path.name}" for path in sorted(CSRC.glob("*.h"))]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra"]

@@ -60,7 +60,9 @@ def peer(directory: Path) -> Path:
 def victim(directory: Path, sanitizer: str) -> Path:
     """Our side under one of SANITIZERS."""
     program = directory / f"victim-{sanitizer}"
-    sources = [CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", "shm", "pump")]
+    sources = [
+        CSRC / f"{name}.c" for name in ("ring", "halt_poll", "channel", "shm", "own_files", "pump")
+    ]
     command: list[str | Path] = ["gcc", *FLAGS, INCLUDE, *SANITIZERS[sanitizer]]
     command += [HERE / "victim.c", *sources, "-pthread", "-o", program]
     compile_c(command)

@@ -313,6 +313,27 @@ def test_a_device_is_taken_back_at_the_deadline_from_an_agent_that_hangs(
     assert usb.driver(bench, stick) == "usb"
 
 
+# A thread of the agent that waits in the kernel for no signal.
+WAITS = "grep -qs ') D ' /proc/$(systemctl show --property MainPID --value pedos-agent)/task/*/stat"
+
+
+def test_an_agent_that_waits_for_a_borrowed_disk_can_be_killed(
+    bench: Bench, stick: str, before: dict[str, str]
+) -> None:
+    """Nobody answers for the disk any more then; the socket that could is closed with the pump."""
+    usb.attach(bench, stick)
+    bench.run(SOURCE, KILL.format("STOP")).check()
+    try:
+        bench.run("dom0", f"qvm-device usb detach {TARGET} {stick} > /dev/null 2>&1 &").check()
+        wait_until(bench, TARGET, WAITS)
+        bench.run(TARGET, KILL.format("KILL")).check()
+        wait_for(bench, f"agent {TARGET}")
+    finally:
+        bench.run(SOURCE, KILL.format("CONT")).check()
+    usb.assert_nothing_left(bench, before)
+    assert usb.driver(bench, stick) == "usb"
+
+
 def test_the_speed_is_at_least_half_of_usbip_within_one_domain(bench: Bench, stick: str) -> None:
     """The best of all rounds counts: other work on the machine makes each slower, never faster."""
     port = stick.partition(":")[2]
