@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeVar
 
 from .mounts import remote_at
@@ -19,7 +19,7 @@ from .threads import NoThreadError
 
 T = TypeVar("T")
 
-Kind = Literal["look", "attach"]
+Kind = Literal["look", "attach", "give-back"]
 
 # A file system answers in milliseconds, one over a network in some hundred of them; a loop device
 # that another program is just closing answers when what was written to it is on the disk.
@@ -27,6 +27,16 @@ ANSWER_SECONDS: Final = 3.0
 # Threads that may be left behind by each kind of question. Beyond this, a question counts as
 # unanswered. An attach has a kind of its own, which looks at other paths do not use up.
 HANGING_MAX: Final = 16
+# Those that give devices back are not refused because others hang, unless all these do: what is
+# lent to a VM would stay with it. A VM lends 16 USB devices at most, which is all that usbip-host
+# knows, and hardly borrows three times as many. One that is lent has three such questions, and one
+# more if an earlier agent has lent it; one that is borrowed has four, and all have one in common.
+GIVING_BACK_MAX: Final = 256
+_PLACES: Final[Mapping[Kind, int]] = {
+    "look": HANGING_MAX,
+    "attach": HANGING_MAX,
+    "give-back": GIVING_BACK_MAX,
+}
 #: Of the threads that ask.
 THREAD_NAME: Final = "asking"
 
@@ -53,7 +63,7 @@ def in_time(
     """
     with _lock:
         is_hanging = any(each.what == what for each in _hanging)
-        if is_hanging or sum(each.kind == kind for each in _hanging) >= HANGING_MAX:
+        if is_hanging or sum(each.kind == kind for each in _hanging) >= _PLACES[kind]:
             raise _no_answer()
     asked = Asked(what, kind, path, ask, late)
     try:

@@ -282,6 +282,22 @@ def test_looks_that_hang_leave_an_attach_its_turn(hang: Hang) -> None:
     assert in_time.in_time("an attach", int, kind="attach") == 0
 
 
+def test_attaches_that_hang_leave_a_give_back_its_turn(hang: Hang) -> None:
+    hang(os, "stat", "/srv")
+    kinds: list[in_time.Kind] = ["attach"] * in_time.HANGING_MAX
+    kinds += ["give-back"] * (in_time.GIVING_BACK_MAX - 1)
+    for number, kind in enumerate(kinds):
+        with pytest.raises(TimeoutError):
+            in_time.in_time(f"path {number}", lambda: os.stat("/srv"), kind=kind)
+    with pytest.raises(TimeoutError):
+        in_time.in_time("an attach", int, kind="attach")
+    assert in_time.in_time("a give-back", int, kind="give-back") == 0
+    with pytest.raises(TimeoutError):
+        in_time.in_time("the last", lambda: os.stat("/srv"), kind="give-back")
+    with pytest.raises(TimeoutError):
+        in_time.in_time("one too many", int, kind="give-back")
+
+
 async def test_a_link_that_did_not_answer_is_watched_when_it_does(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,8 @@ import contextlib
 import errno
 import os
 import socket
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,17 @@ from pedos_agent.device_classes.usb import (
     exporter,
     host_driver,
     importer,
+    turns,
     vhci,
 )
 from pedos_agent.device_classes.usb.driverless import in_words
 from pedos_agent.device_classes.usb.handover import Handover, parse_handover
-from pedos_agent.device_classes.usb.host_driver import HostDriver
 from pedos_agent.device_classes.usb.vhci import Vhci
 from pedos_agent.inventory.inventory import Inventory
 from pedos_agent.settings import Settings, xen_settings
 from pedos_agent.system.revision import Revision
 from pedos_agent.system.roots import Roots
+from pedos_host.backoff import Backoff
 from pedos_protocol.agent_messages import ExportStart, ImportStart
 from pedos_protocol.errors import CallError
 from pedos_vchan.stream import VchanStream
@@ -43,7 +44,7 @@ from tests.native.usbip_stream import IN, submit, submitted
 from tests.patience import PATIENCE
 
 from .conftest import ATTACHMENT
-from .usb_kernel import FakeKernel, Stick
+from .usb_kernel import FakeKernel, Stick, real_path
 
 SOURCE, TARGET, PORT = 2, 3, 16
 
@@ -101,6 +102,7 @@ class Pair:
 
     def write(self, path: str, text: str) -> None:
         """An agent's write_attribute."""
+        path = real_path(path)
         of = self.source if path.startswith(f"{self.source.kernel.sys}/") else self.target
         of.kernel.write(path, text)
 
@@ -113,10 +115,14 @@ class Pair:
         return started.handover
 
     async def borrow(
-        self, handover: str | None, attachment: str = ATTACHMENT, port: int = PORT
+        self,
+        handover: str | None,
+        attachment: str = ATTACHMENT,
+        port: int = PORT,
+        device: str = "1-2",
     ) -> None:
         params = ImportStart(
-            attachment, "usb", "sys-usb", "1-2", port, SOURCE, False, handover=handover
+            attachment, "usb", "sys-usb", device, port, SOURCE, False, handover=handover
         )
         assert await self.target.attachments.start_import(params) is None
 
@@ -148,6 +154,7 @@ async def pair(
     for module in (host_driver, vhci):
         monkeypatch.setattr(module, "write_attribute", made.write)
     monkeypatch.setattr(kernel, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(turns, "Backoff", partial(Backoff, 0.001))
     before = set(os.listdir("/proc/self/fd"))
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -230,6 +237,30 @@ async def test_several_devices_at_once(pair: Pair) -> None:
     await pair.source.attachments.stop_export(another)
     assert (fast.driver, pair.stick.status) == ("usb", 2)
     await pair.detach()
+
+
+async def test_no_step_of_a_device_is_one_of_another(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one which hangs refuses none to the other."""
+    pair.source.kernel.plug(Stick("1-3", serial="S2"))
+    pair.source.look()
+    asked: set[str] = set()
+    real = kernel.in_time
+
+    def in_time(what: str, *arguments: Any, **more: Any) -> Any:
+        asked.add(what)
+        return real(what, *arguments, **more)
+
+    monkeypatch.setattr(kernel, "in_time", in_time)
+
+    for device in ("1-2", "1-3"):
+        asked.clear()
+        await pair.borrow(await pair.lend(device), device=device)
+        await pair.target.attachments.check_import(ATTACHMENT)
+        await pair.detach(may_refuse=True)
+        of_all = {each for each in asked if device not in each}
+        assert of_all == {"look for usbip-host", "look for vhci-hcd"}
 
 
 async def test_a_device_that_is_pulled_ends_on_both_sides_with_the_reason(pair: Pair) -> None:
@@ -424,8 +455,12 @@ async def test_a_source_may_leave_a_device_without_a_driver(pair: Pair) -> None:
     await pair.attach()
     await pair.detach()
     assert (pair.stick.driver, pair.left()) == (None, [])
+    # Nor to one whose module is loaded later: the VM has configured its interfaces.
+    assert (pair.stick.authorized, pair.stick.configured) == (False, False)
+    writes = [(path.rpartition("/")[2], text) for path, text in pair.source.kernel.writes]
+    assert writes[-2:] == [("authorized", "0"), ("unbind", "1-2")]
     await pair.source.attachments.clean_leftovers()  # and a restarted agent leaves it so
-    assert pair.stick.driver is None
+    assert (pair.stick.driver, pair.stick.authorized) == (None, False)
 
     def listed() -> str:
         pair.source.look()
@@ -443,6 +478,19 @@ async def test_a_source_may_leave_a_device_without_a_driver(pair: Pair) -> None:
     pair.source.kernel.pull("1-2")
     pair.source.kernel.plug(pair.stick)
     assert listed() == "Maker Stick"
+
+
+@pytest.mark.parametrize("pair", [{"give_back": False}], indirect=True)
+async def test_a_device_that_was_left_without_a_driver_has_one_when_that_is_not_wished_any_more(
+    pair: Pair,
+) -> None:
+    await pair.attach()
+    await pair.detach()
+    settings = pair.source.attachments.host.settings
+    pair.source.attachments.host.settings = attrs.evolve(settings, give_back=True)
+    await pair.source.attachments.clean_leftovers()  # as a restarted agent does
+    assert pair.is_back()
+    assert (pair.stick.authorized, pair.stick.configured) == (True, True)
 
 
 async def test_a_module_that_is_not_there_is_told(
@@ -473,9 +521,9 @@ async def test_a_leftover_that_cannot_be_given_back_does_not_end_the_agent(
     driver.take("1-2", lambda _: True)
     pair.source.kernel.refuse["unbind"] = errno.EIO
     await pair.source.attachments.clean_leftovers()
-    assert "may not be back: take back 1-2: Input/output error" in caplog.text
+    assert "1-2 is not back yet, which is tried again: Input/output error" in caplog.text
     pair.source.kernel.refuse.clear()
-    driver.release("1-2")
+    pair.source.kernel.wait(pair.is_back)
 
 
 async def test_a_device_that_another_program_lends_is_left_to_it(
@@ -483,14 +531,14 @@ async def test_a_device_that_another_program_lends_is_left_to_it(
 ) -> None:
     monkeypatch.setattr(exporter, "IDLE_SECONDS", 0.05)
     driver = host_driver.HostDriver(pair.source.kernel.sys)
-    driver.take("1-2", lambda _: True)
+    taken = driver.take("1-2", lambda _: True)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        driver.connect("1-2", theirs.fileno())
+        driver.connect(taken, theirs.fileno())
         await pair.source.attachments.clean_leftovers()
         assert pair.stick.status == 2
-    driver.disconnect("1-2")
-    driver.release("1-2")
+    driver.disconnect(taken)
+    driver.give_back(taken)
 
 
 # Whatever happens, at any step
@@ -563,8 +611,7 @@ async def test_whatever_happens_at_any_step_leaves_nothing(
 
     async def reached(name: str) -> None:
         if name == step and not happened.is_set():
-            if pair.stick.driver == "usbip-host" or event is not take_from_usbip_host:
-                nursery.start_soon(event, pair)
+            nursery.start_soon(event, pair)
             happened.set()
             await trio.testing.wait_all_tasks_blocked()
 
@@ -605,10 +652,9 @@ async def test_an_agent_that_is_killed_between_any_two_writes_leaves_nothing_to_
 ) -> None:
     driver = host_driver.HostDriver(pair.source.kernel.sys)
     with killed_after(writes, pair, monkeypatch) as done:
-        driver.take("1-2", lambda _: True)
-        driver.release("1-2")
+        driver.give_back(driver.take("1-2", lambda _: True))
     assert len(done) == min(writes, 5)  # add, unbind, bind; unbind, probe
-    await exporter.clean_leftovers(driver, give_back=True)
+    await exporter.clean_leftovers(driver)
     assert (pair.left(), pair.is_back()) == ([], True)
 
 
@@ -621,11 +667,10 @@ async def test_an_agent_that_is_killed_at_any_write_leaves_a_device_deauthorised
     (pair.source.kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("0\n")
     driver = host_driver.HostDriver(pair.source.kernel.sys)
     with killed_after(writes, pair, monkeypatch) as done:
-        driver.take("1-3", lambda _: True)
-        driver.release("1-3", is_authorized=False)
-    # add, unbind, bind, authorised; unbind, deauthorised, probe
+        driver.give_back(driver.take("1-3", lambda _: True))
+    # add, unbind, bind, authorised; deauthorised, unbind, probe
     assert len(done) == min(writes, 7)
-    await exporter.clean_leftovers(driver, give_back=True)
+    await exporter.clean_leftovers(driver)
     assert (stick.driver, stick.authorized, pair.left()) == ("usb", False, [])
 
 
@@ -635,11 +680,20 @@ async def test_a_device_that_cannot_be_given_back_is_told_in_the_log(
     await pair.attach()
     pair.source.kernel.refuse["unbind"] = errno.EIO
     await pair.detach()
-    assert "1-2 may still be with usbip-host: take back 1-2: Input/output error" in caplog.text
+    assert "1-2 is not back yet, which is tried again: Input/output error" in caplog.text
     pair.source.kernel.refuse.clear()
     await pair.attach()  # it can be lent again
     await pair.detach()
     assert pair.is_back()
+
+
+async def test_a_device_that_cannot_be_given_back_is_so_in_the_end(pair: Pair) -> None:
+    await pair.attach()
+    pair.source.kernel.refuse["unbind"] = errno.EIO
+    await pair.detach()
+    assert pair.source.kernel.left() == ["1-2 at usbip-host"]
+    pair.source.kernel.refuse.clear()
+    pair.source.kernel.wait(pair.is_back)
 
 
 async def test_a_connection_that_does_not_end_keeps_no_device(
@@ -652,44 +706,6 @@ async def test_a_connection_that_does_not_end_keeps_no_device(
         "1-2 is taken from usbip-host with its connection: end the connection of 1-2:"
         in caplog.text
     )
-    assert pair.is_back()
-
-
-async def test_a_disconnect_that_hangs_keeps_no_device(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await pair.attach()
-    goes_on = threading.Event()
-    monkeypatch.setattr(kernel, "STEP_SECONDS", 1.0)
-    monkeypatch.setattr(HostDriver, "disconnect", lambda _self, _name: goes_on.wait(PATIENCE))
-    try:
-        await pair.detach()
-        assert pair.is_back()
-    finally:
-        goes_on.set()
-
-
-async def test_disks_that_are_held_too_late_are_not_held(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or nothing could use them any more, nor take the device away without force."""
-    await pair.attach()
-    goes_on, freed = threading.Event(), threading.Event()
-
-    @contextlib.contextmanager
-    def late(_name: str, _roots: Roots) -> Iterator[list[int]]:
-        goes_on.wait(PATIENCE)
-        yield []
-        freed.set()
-
-    with monkeypatch.context() as held_up:
-        held_up.setattr(kernel, "STEP_SECONDS", 1.0)
-        held_up.setattr(importer, "held_below", late)
-        with pytest.raises(CallError, match="the kernel does not answer"):
-            await pair.target.attachments.stop_import(ATTACHMENT, may_refuse=True)
-        goes_on.set()
-        assert await trio.to_thread.run_sync(freed.wait, PATIENCE)
-    await pair.detach()
     assert pair.is_back()
 
 
@@ -707,7 +723,7 @@ async def test_a_source_of_devices_that_are_not_authorised_keeps_them_so(pair: P
     await pair.detach()
     assert (stick.authorized, stick.configured) == (False, False)
     writes = [(path.rpartition("/")[2], text) for path, text in pair.source.kernel.writes]
-    assert writes[-3:] == [("unbind", "1-3"), ("authorized", "0"), ("drivers_probe", "1-3")]
+    assert writes[-3:] == [("authorized", "0"), ("unbind", "1-3"), ("drivers_probe", "1-3")]
 
 
 async def test_a_device_that_was_plugged_again_after_the_last_look_is_not_lent(pair: Pair) -> None:

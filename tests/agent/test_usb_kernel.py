@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import attrs
 import pytest
+from pedos_agent.device_classes.kernel import STEP_SECONDS
 from pedos_agent.device_classes.on_machine import scan
-from pedos_agent.device_classes.usb import disks_below, host_driver, usb_device, vhci
+from pedos_agent.device_classes.usb import disks_below, host_driver, turns, usb_device, vhci
 from pedos_agent.device_classes.usb.host_driver import HostDriver
 from pedos_agent.device_classes.usb.identity import identity_of
 from pedos_agent.device_classes.usb.vhci import FREE, UnreadableError, Vhci, ports_in
@@ -39,6 +41,44 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKern
 @pytest.fixture
 def driver(kernel: FakeKernel) -> HostDriver:
     return HostDriver(kernel.sys)
+
+
+class Tries:
+    """What is repeated is tried as often as the test allows, and without a wait."""
+
+    def __init__(self) -> None:
+        self._allowed: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._others = set(threading.enumerate())
+        self._idle = threading.Semaphore(0)
+
+    def after_failure(self) -> float:
+        self._idle.release()
+        self._allowed.get(timeout=PATIENCE)
+        return 0
+
+    def allow(self, number: int) -> None:
+        self._number = number
+        for _ in range(number):
+            self._allowed.put(None)
+
+    def until_used(self) -> None:
+        """All that were allowed are over."""
+        for _ in range(self._number + 1):
+            assert self._idle.acquire(timeout=PATIENCE)
+
+    def join(self) -> None:
+        """Nothing is repeated any more."""
+        for thread in set(threading.enumerate()) - self._others:
+            if thread.name == turns.THREAD_NAME:
+                thread.join(PATIENCE)
+                assert not thread.is_alive()
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> Tries:
+    made = Tries()
+    monkeypatch.setattr(turns, "Backoff", lambda: made)
+    return made
 
 
 def roots(kernel: FakeKernel) -> Roots:
@@ -213,30 +253,29 @@ def test_where_built_in_devices_alone_are_authorised_others_are_not(
         port = kernel.sys / "bus/usb/devices/1-1/port"
         port.mkdir()
         (port / "connect_type").write_text(f"{place}\n")
-    device = driver.device("1-1")
-    assert device is not None
-    assert driver.is_authorized_by_default(device) == (place == "hardwired")
+    assert driver.is_authorized_by_default("1-1") == (place == "hardwired")
 
 
 def test_one_that_a_vm_may_have_had_goes_to_no_driver_if_it_cannot_be_taken(
     kernel: FakeKernel, driver: HostDriver
 ) -> None:
     stick = kernel.plug(Stick("1-1"))
+    keeping = HostDriver(kernel.sys, gives_back=False)
     driver.take("1-1", any_device)
     looks = iter((True, False))
     with pytest.raises(CallError):
-        driver.take("1-1", lambda _: next(looks), give_back=False)
+        keeping.take("1-1", lambda _: next(looks))
     assert stick.driver is None
     kernel.pull("1-1")
     stick = kernel.plug(Stick("1-1"))
     looks = iter((True, False))
     with pytest.raises(CallError):
-        driver.take("1-1", lambda _: next(looks), give_back=False)
+        keeping.take("1-1", lambda _: next(looks))
     assert stick.driver == "usb"  # no VM has had this one
 
 
 def test_why_one_cannot_be_taken_is_told_also_if_it_cannot_be_given_back(
-    kernel: FakeKernel, driver: HostDriver, caplog: pytest.LogCaptureFixture
+    kernel: FakeKernel, driver: HostDriver, caplog: pytest.LogCaptureFixture, tries: Tries
 ) -> None:
     kernel.plug(Stick("1-1"))
 
@@ -248,9 +287,242 @@ def test_why_one_cannot_be_taken_is_told_also_if_it_cannot_be_given_back(
 
     with pytest.raises(CallError, match="1-1 was unplugged or replaced just now"):
         driver.take("1-1", until_it_is_taken)
-    assert "1-1 may still be with usbip-host: Input/output error" in caplog.text
+    assert "1-1 is not back yet, which is tried again: Input/output error" in caplog.text
     kernel.refuse.clear()
-    driver.release("1-1")
+    tries.allow(1)
+    tries.join()
+    assert kernel.left() == []
+
+
+def test_a_device_that_cannot_be_given_back_is_so_in_the_end(
+    kernel: FakeKernel, driver: HostDriver, caplog: pytest.LogCaptureFixture, tries: Tries
+) -> None:
+    caplog.set_level(logging.INFO)
+    stick = kernel.plug(Stick("1-1"))
+    taken = driver.take("1-1", any_device)
+    kernel.refuse["unbind"] = errno.EIO
+    driver.give_back(taken)
+    driver.give_back(taken)  # again: one repeats it
+    tries.allow(3)
+    tries.until_used()
+    assert stick.driver == "usbip-host"
+    kernel.refuse.clear()
+    tries.allow(1)
+    tries.join()
+    assert stick.driver == "usb"
+    assert caplog.messages[-1] == "1-1 is released, or gone"
+
+
+def test_one_that_is_released_late_to_no_driver_is_not_said_to_be_back(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture, tries: Tries
+) -> None:
+    caplog.set_level(logging.INFO)
+    stick = kernel.plug(Stick("1-1"))
+    driver = HostDriver(kernel.sys, gives_back=False)
+    taken = driver.take("1-1", any_device)
+    kernel.refuse["unbind"] = errno.EIO
+    driver.give_back(taken)
+    kernel.refuse.clear()
+    tries.allow(1)
+    tries.join()
+    assert stick.driver is None
+    assert caplog.messages[-1] == "1-1 is released, or gone"
+
+
+def test_a_device_that_does_not_come_back_is_not_tried_for_ever(
+    kernel: FakeKernel, driver: HostDriver, caplog: pytest.LogCaptureFixture, tries: Tries
+) -> None:
+    stick = kernel.plug(Stick("1-1"))
+    taken = driver.take("1-1", any_device)
+    kernel.refuse["unbind"] = errno.EIO
+    driver.give_back(taken)
+    tries.allow(turns.TRIES_MAX)
+    tries.join()
+    assert caplog.messages[-1] == (
+        "1-1 does not come back, which is not tried any more: Input/output error"
+    )
+    kernel.refuse.clear()
+    driver.give_back(driver.take("1-1", any_device))  # the next one gives it back
+    assert stick.driver == "usb"
+
+
+def test_what_the_kernel_keeps_without_a_word_is_not_back(
+    kernel: FakeKernel, driver: HostDriver, caplog: pytest.LogCaptureFixture, tries: Tries
+) -> None:
+    kernel.plug(Stick("1-1"))
+    taken = driver.take("1-1", any_device)
+    kernel.refuse["unbind"] = 0
+    driver.give_back(taken)
+    assert caplog.messages == [
+        "1-1 is not back yet, which is tried again: usbip-host does not release it"
+    ]
+    kernel.refuse.clear()
+    tries.allow(1)
+    tries.join()
+
+
+def test_a_device_that_is_taken_again_is_not_given_back_for_an_earlier_loan(
+    kernel: FakeKernel, driver: HostDriver, tries: Tries
+) -> None:
+    stick = kernel.plug(Stick("1-1"))
+    first = driver.take("1-1", any_device)
+    kernel.refuse["unbind"] = errno.EIO
+    driver.give_back(first)
+    kernel.refuse.clear()
+    second = driver.take("1-1", any_device)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(CallError, match="1-1 was taken again meanwhile"):
+            driver.connect(first, theirs.fileno())
+        driver.connect(second, theirs.fileno())
+        tries.allow(1)  # of what is repeated, and all that may be late
+        tries.join()
+        driver.disconnect(first)
+        driver.give_back(first)
+        driver.give_back_later(first)
+        tries.join()
+        assert (stick.driver, stick.status) == ("usbip-host", 2)
+        driver.disconnect(second)
+    driver.give_back(second)
+    assert stick.driver == "usb"
+
+
+@pytest.mark.parametrize("does", ["connect", "disconnect"])
+def test_a_thread_that_is_late_by_one_write_does_not_touch_the_next_loan(
+    kernel: FakeKernel, driver: HostDriver, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    """Between its look at the loan and its write the device goes back, and to the next VM."""
+    stick = kernel.plug(Stick("1-1"))
+    first = driver.take("1-1", any_device)
+    ours, theirs = socket.socketpair()
+    later: list[host_driver.Taken] = []
+
+    def write(path: str, text: str) -> None:
+        monkeypatch.setattr(host_driver, "write_attribute", kernel.write)
+        driver.give_back(first)
+        later.append(driver.take("1-1", any_device))
+        if does == "disconnect":
+            driver.connect(later[0], theirs.fileno())
+        kernel.write(path, text)
+
+    with ours, theirs:
+        monkeypatch.setattr(host_driver, "write_attribute", write)
+        if does == "disconnect":
+            driver.disconnect(first)
+            assert stick.status == host_driver.USED
+        else:
+            with pytest.raises(OSError, match="No such device"):
+                driver.connect(first, theirs.fileno())
+            assert stick.status == host_driver.AVAILABLE
+        driver.give_back(later[0])
+    assert stick.driver == "usb"
+
+
+def test_a_device_in_the_port_of_another_is_not_given_back_in_its_place(
+    kernel: FakeKernel, driver: HostDriver
+) -> None:
+    kernel.plug(Stick("1-1", authorized=False))
+    taken = driver.take("1-1", any_device)
+    kernel.pull("1-1")
+    later = kernel.plug(Stick("1-1"))
+    other = HostDriver(kernel.sys)  # another program has it
+    lent = other.take("1-1", any_device)
+    driver.give_back(taken)
+    assert (later.driver, later.authorized) == ("usbip-host", True)
+    other.give_back(lent)
+
+
+def test_the_one_that_is_given_back_is_the_one_that_was_taken(
+    kernel: FakeKernel, driver: HostDriver
+) -> None:
+    kernel.plug(Stick("1-1"))
+
+    def is_it(_device: usb_device.UsbDevice) -> bool:
+        """The device of the decision is plugged in just before the first look."""
+        if kernel.devices["1-1"].serial != "S2":
+            kernel.pull("1-1")
+            kernel.plug(Stick("1-1", serial="S2"))
+        return True
+
+    driver.give_back(driver.take("1-1", is_it))
+    assert kernel.devices["1-1"].driver == "usb"
+
+
+def test_what_is_replaced_between_two_writes_is_not_given_to_a_driver(
+    kernel: FakeKernel, driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.plug(Stick("1-1"))
+    taken = driver.take("1-1", any_device)
+
+    def write(path: str, text: str) -> None:
+        kernel.write(path, text)
+        if path.endswith("/unbind"):
+            kernel.pull("1-1")
+            kernel.plug(Stick("1-1", serial="S2")).driver = None
+
+    monkeypatch.setattr(host_driver, "write_attribute", write)
+    driver.give_back(taken)
+    assert kernel.devices["1-1"].driver is None
+
+
+def test_what_an_earlier_loan_has_authorised_is_not_authorised_for_good(
+    kernel: FakeKernel, driver: HostDriver
+) -> None:
+    stick = kernel.plug(Stick("1-1", authorized=False))
+    (kernel.sys / "bus/usb/devices/usb1").mkdir()
+    (kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("0\n")
+    driver.take("1-1", any_device)
+    driver.give_back(driver.take("1-1", any_device))
+    assert (stick.driver, stick.authorized) == ("usb", False)
+
+
+def test_nobody_takes_a_device_that_another_one_takes_or_gives_back(
+    kernel: FakeKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tries: Tries,
+) -> None:
+    """The kernel hangs, and all others ask meanwhile, as long as that."""
+    stick = kernel.plug(Stick("1-1"))
+    kernel.plug(Stick("1-2"))
+    shared = turns.Turns()
+    first, other = (HostDriver(kernel.sys, turns=shared) for _ in range(2))
+
+    def write(path: str, text: str) -> None:
+        if text == "1-1":
+            with pytest.raises(CallError, match="1-1 is still being lent or given back") as caught:
+                other.take("1-1", any_device)
+            assert caught.value.code == "busy"
+            other.give_back(other.take("1-2", any_device))
+        kernel.write(path, text)
+
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0)
+    monkeypatch.setattr(host_driver, "write_attribute", write)
+    taken = first.take("1-1", any_device)
+    first.give_back(taken)
+    monkeypatch.setattr(host_driver, "write_attribute", kernel.write)
+    taken = other.take("1-1", any_device)
+    with shared.at("1-1"):
+        other.give_back(taken)  # not its turn: so later
+    assert caplog.messages == ["1-1 is still being lent or given back: the kernel does not answer"]
+    assert stick.driver == "usbip-host"
+    tries.allow(1)
+    tries.join()
+    assert stick.driver == "usb"
+
+
+def test_a_leftover_that_was_taken_meanwhile_is_not_given_back(
+    kernel: FakeKernel, driver: HostDriver
+) -> None:
+    stick = kernel.plug(Stick("1-1"))
+    HostDriver(kernel.sys).take("1-1", any_device)  # a predecessor
+    left = driver.leftover("1-1")
+    assert left is not None
+    taken = driver.take("1-1", any_device)
+    driver.give_back(left)
+    assert stick.driver == "usbip-host"
+    driver.give_back(taken)
+    assert stick.driver == "usb"
 
 
 def test_a_device_is_taken_and_given_back(kernel: FakeKernel, driver: HostDriver) -> None:
@@ -263,7 +535,7 @@ def test_a_device_is_taken_and_given_back(kernel: FakeKernel, driver: HostDriver
         ("bus/usb/devices/1-1/driver/unbind", "1-1"),
         ("bus/usb/drivers/usbip-host/bind", "1-1"),
     ]
-    assert [each.name for each in driver.left()] == ["1-1"]
+    assert driver.left() == ["1-1"]
     driver.release("1-1")
     assert stick.driver == "usb"
     assert (kernel.sys / "class/block/sda").exists()
@@ -391,13 +663,14 @@ def test_a_device_that_is_pulled_at_any_step_is_no_error_to_give_back(
     kernel: FakeKernel, driver: HostDriver
 ) -> None:
     kernel.plug(Stick("1-1"))
-    driver.take("1-1", any_device)
+    taken = driver.take("1-1", any_device)
     kernel.pull("1-1")
-    driver.disconnect("1-1")
-    driver.release("1-1")
-    kernel.plug(Stick("1-1", serial="other"))
-    driver.release("1-1")  # a later one in that port is not touched
-    assert kernel.devices["1-1"].driver == "usb"
+    driver.disconnect(taken)
+    driver.give_back(taken)
+    later = kernel.plug(Stick("1-1", serial="other"))
+    kernel.write(f"{kernel.sys}/bus/usb/drivers/usb/unbind", "1-1")
+    driver.give_back(taken)
+    assert later.driver is None  # it is not touched
     assert kernel.left() == []
 
 
@@ -407,17 +680,16 @@ def test_a_deauthorised_device_is_authorised_only_while_usbip_host_has_it(
     stick = kernel.plug(Stick("1-1", authorized=False))
     (kernel.sys / "bus/usb/devices/usb1").mkdir()
     (kernel.sys / "bus/usb/devices/usb1/authorized_default").write_text("0\n")
-    device = driver.device("1-1")
-    assert device is not None
-    assert not driver.is_authorized_by_default(device)
-    assert driver.is_authorized_by_default(attrs.evolve(device, bus=2))
+    assert not driver.is_authorized_by_default("1-1")
+    assert driver.is_authorized_by_default("2-1")
     taken = driver.take("1-1", any_device)
     assert not taken.was_authorized
     assert [path.split("/")[-1] for path, _ in kernel.writes][-2:] == ["bind", "authorized"]
     driver.release("1-1", is_authorized=taken.was_authorized)
     assert not stick.authorized
-    assert [path.split("/")[-1] for path, _ in kernel.writes][-2:] == [
+    assert [path.split("/")[-1] for path, _ in kernel.writes][-3:] == [
         "authorized",
+        "unbind",
         "drivers_probe",
     ]
 
@@ -426,18 +698,46 @@ def test_a_device_in_use_by_another_program_is_not_taken(
     kernel: FakeKernel, driver: HostDriver
 ) -> None:
     kernel.plug(Stick("1-1"))
-    driver.take("1-1", any_device)
+    taken = driver.take("1-1", any_device)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        driver.connect("1-1", theirs.fileno())
+        driver.connect(taken, theirs.fileno())
         with pytest.raises(CallError, match="by another program"):
             driver.take("1-1", any_device)
         with pytest.raises(CallError, match="it is in use"):
-            driver.connect("1-1", theirs.fileno())
-        driver.disconnect("1-1")
-        driver.disconnect("1-1")  # again: nothing
+            driver.connect(taken, theirs.fileno())
+        driver.disconnect(taken)
+        driver.disconnect(taken)  # again: nothing
         driver.release("1-1")
     assert kernel.left() == []
+
+
+def test_a_look_while_the_status_changes_sees_the_driver_and_a_status(
+    kernel: FakeKernel, driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the kernel that is made for these tests: a look between any two of its changes."""
+    kernel.plug(Stick("1-1"))
+    taken = driver.take("1-1", any_device)
+    seen: set[tuple[str | None, int | None]] = set()
+
+    def looked_after(change: Callable[..., object]) -> Callable[..., object]:
+        def changed(path: Path, *arguments: object, **more: object) -> object:
+            done = change(path, *arguments, **more)
+            now = driver.device("1-1")
+            assert now is not None
+            seen.add((now.driver, now.status))
+            return done
+
+        return changed
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, monkeypatch.context() as patch:
+        for name in ("unlink", "symlink_to", "write_text", "write_bytes", "replace", "touch"):
+            patch.setattr(Path, name, looked_after(getattr(Path, name)))
+        driver.connect(taken, theirs.fileno())
+        driver.disconnect(taken)
+    assert seen == {("usbip-host", 1), ("usbip-host", 2)}
+    driver.release("1-1")
 
 
 # vhci-hcd
@@ -526,12 +826,13 @@ def test_two_that_look_for_a_port_at_once_get_one_each(
         def __init__(self) -> None:
             self._lock = threading.Lock()
 
-        def __enter__(self) -> None:
+        def acquire(self, *, timeout: float) -> bool:
             if not self._lock.acquire(blocking=False):
                 second_came.set()
-                self._lock.acquire()
+                return self._lock.acquire(timeout=timeout)
+            return True
 
-        def __exit__(self, *_: object) -> None:
+        def release(self) -> None:
             self._lock.release()
 
     def write(path: str, text: str) -> None:
@@ -544,6 +845,7 @@ def test_two_that_look_for_a_port_at_once_get_one_each(
         kernel.write(path, text)
 
     monkeypatch.setattr(vhci, "Lock", Watched)
+    monkeypatch.setattr(vhci, "TURN_SECONDS", PATIENCE)
     monkeypatch.setattr(vhci, "write_attribute", write)
     claims = vhci.Claims()
     both = {name: Vhci(kernel.sys, claims) for name in ("first", "second")}
@@ -562,6 +864,36 @@ def test_two_that_look_for_a_port_at_once_get_one_each(
             assert ports.port(found[name]) is not None  # still its own
             ports.detach(found[name])
     assert kernel.left() == []
+
+
+def test_who_waits_too_long_for_a_port_takes_none_later(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = vhci.Claims()
+    first, second = Vhci(kernel.sys, claims), Vhci(kernel.sys, claims)
+    ours, theirs = socket.socketpair()
+
+    def write(path: str, text: str) -> None:
+        """The kernel hangs: another one asks meanwhile, as long as that."""
+        monkeypatch.setattr(vhci, "write_attribute", kernel.write)
+        with pytest.raises(CallError, match="busy with another device") as caught:
+            second.attach(theirs.fileno(), 0x10003, 3)
+        assert caught.value.code == "busy"
+        kernel.write(path, text)
+
+    monkeypatch.setattr(vhci, "TURN_SECONDS", 0)
+    monkeypatch.setattr(vhci, "write_attribute", write)
+    with ours, theirs:
+        assert first.attach(theirs.fileno(), 0x10002, 3) == 0
+        assert [path.rpartition("/")[2] for path, _ in kernel.writes] == ["attach"]
+        first.detach(0)
+        assert second.attach(theirs.fileno(), 0x10003, 3) == 0  # and the turn is free again
+        second.detach(0)
+    assert kernel.left() == []
+
+
+def test_nobody_waits_for_a_turn_longer_than_the_caller() -> None:
+    assert max(vhci.TURN_SECONDS, turns.TURN_SECONDS) < STEP_SECONDS / 2
 
 
 def test_a_refusal_of_vhci_is_told_in_words(kernel: FakeKernel) -> None:

@@ -26,6 +26,8 @@ DISK: Final = bytes.fromhex(
     "0902200001010080fa 0904000002080650 00 0705810200020007050202000200"
 )
 
+REMOVED: Final = " (deleted)"  # what Linux appends to the name of a file that an open one had
+
 
 @attrs.define(eq=False)
 class Stick:
@@ -141,16 +143,22 @@ class FakeKernel:
             return stick
 
     def _show(self, stick: Stick) -> None:
-        """Driver, status, interfaces and disk, as they are now."""
+        """Driver, status, interfaces and disk, as they are now. What is there before and after is
+        there all the while: nobody who reads meanwhile is told that no driver has the device."""
         folder = self.sys / "bus/usb/devices" / stick.port
-        (folder / "driver").unlink(missing_ok=True)
-        (folder / "usbip_status").unlink(missing_ok=True)
-        if stick.driver is not None:
-            (folder / "driver").symlink_to(f"../../../../bus/usb/drivers/{stick.driver}")
+        driver = folder / "driver"
+        if driver.is_symlink() and driver.readlink().name != stick.driver:
+            driver.unlink()
+        if stick.driver is not None and not driver.is_symlink():
+            driver.symlink_to(f"../../../../bus/usb/drivers/{stick.driver}")
+        where = f"bus/usb/devices/{stick.port}"
         if stick.driver == "usbip-host":
-            (folder / "usbip_status").write_text(f"{stick.status}\n")
+            self._file(f"{where}/usbip_status", f"{stick.status}\n")
             (folder / "usbip_sockfd").touch()
-        (folder / "bConfigurationValue").write_text("1\n" if stick.configured else "\n")
+        else:
+            (folder / "usbip_status").unlink(missing_ok=True)
+            (folder / "usbip_sockfd").unlink(missing_ok=True)
+        self._file(f"{where}/bConfigurationValue", "1\n" if stick.configured else "\n")
         entry = self.sys / "bus/usb/drivers/usbip-host" / stick.port
         if stick.driver == "usbip-host" and not entry.is_symlink():
             entry.symlink_to("../../../../nowhere")
@@ -193,8 +201,11 @@ class FakeKernel:
     def write(self, path: str, text: str) -> None:
         """What write_attribute does; OSError as the kernel has it."""
         with self._lock:
+            path = real_path(path)
             name = path.rpartition("/")[2]
             self.writes.append((path.removeprefix(f"{self.sys}/"), text))
+            if path.endswith(REMOVED):  # though one of the same name may be there again
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
             if not os.path.exists(path):
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             number = self.refuse.get(name)
@@ -230,6 +241,7 @@ class FakeKernel:
     def _authorize(self, stick: Stick, text: str) -> int:
         stick.authorized = stick.configured = text == "1"
         self._file(f"bus/usb/devices/{stick.port}/authorized", text + "\n")
+        self._show(stick)
         return 0
 
     def _probe(self, stick: Stick) -> int:
@@ -393,6 +405,11 @@ class FakeKernel:
             bound = [p for p, stick in self.devices.items() if stick.driver == "usbip-host"]
             ports = [n for n, row in self.ports.items() if row[0] != 4]
             return [f"{p} at usbip-host" for p in bound] + [f"port {n}" for n in ports]
+
+
+def real_path(path: str) -> str:
+    """Of a file that an agent writes to: what a descriptor leads to is what it was opened as."""
+    return os.readlink(path) if path.startswith("/proc/self/fd/") else path
 
 
 def _answer(seqnum: bytes, data: bytes) -> bytes:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 import trio
-from pedos_host.in_time import in_time
+from pedos_host.in_time import GIVING_BACK_MAX, Kind, in_time
 from pedos_host.threads import to_thread
 from pedos_protocol.errors import CallError
 from pedos_protocol.names import harmless_text
@@ -24,19 +24,31 @@ STEP_SECONDS: Final = 8.0
 MODULE_SECONDS: Final = 6.0
 LOOK_SECONDS: Final = 0.05  # between two looks at what has no event
 
+# A step has a thread of trio's until its time is over. Trio has forty at once for all who name no
+# limiter, and whoever waits for one of those does so in addition to the times of its steps, which
+# dom0 does not know of. So those that give devices back do not share them.
+_giving_back: Final = trio.CapacityLimiter(GIVING_BACK_MAX)
+
 
 def _nothing_to_free(_result: object) -> None:
     pass
 
 
 async def step(
-    what: str, work: Callable[[], T], *, late: Callable[[T], object] = _nothing_to_free
+    what: str,
+    work: Callable[[], T],
+    *,
+    kind: Kind = "attach",
+    seconds: float | None = None,
+    late: Callable[[T], object] = _nothing_to_free,
 ) -> T:
-    """Do one step in a thread. CallError if the kernel does not answer in time, or refuses; the
-    thread is then left behind, and `late` undoes what it does after all."""
-    ask = partial(in_time, what, work, kind="attach", seconds=STEP_SECONDS, late=late)
+    """Do one step in a thread. CallError if the kernel does not answer within `seconds`
+    (STEP_SECONDS), or refuses; the thread is then left behind, and `late` undoes what it does after
+    all."""
+    seconds = STEP_SECONDS if seconds is None else seconds
+    ask = partial(in_time, what, work, kind=kind, seconds=seconds, late=late)
     try:
-        return await to_thread(ask)
+        return await to_thread(ask, limiter=_giving_back if kind == "give-back" else None)
     except TimeoutError as error:
         raise CallError("failed", f"{what}: the kernel does not answer") from error
     except OSError as error:
@@ -50,10 +62,19 @@ def with_socket(theirs: socket.socket, work: Callable[[int], T]) -> T:
         return work(kept.fileno())
 
 
-async def until(what: str, done: Callable[[], bool], seconds: float) -> bool:
-    """Whether `done`, which only reads, is true within so many seconds."""
+async def until(
+    what: str,
+    done: Callable[[], bool],
+    seconds: float,
+    *,
+    kind: Kind = "attach",
+    look_seconds: float | None = None,
+) -> bool:
+    """Whether `done`, which only reads, is true within so many seconds. CallError if it cannot be
+    told; a look that hangs at the end of the time takes `look_seconds` more (STEP_SECONDS)."""
+    look = partial(step, what, done, kind=kind, seconds=look_seconds)
     with trio.move_on_after(seconds):
-        while not await step(what, done):  # noqa: ASYNC110 - there is no event to wait for
+        while not await look():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(LOOK_SECONDS)
         return True
     return False

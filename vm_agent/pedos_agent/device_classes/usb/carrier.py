@@ -14,6 +14,7 @@ from pedos_agent.device_classes.base import Borrowing, Host
 from pedos_agent.device_classes.lifetime import Lifetime
 from pedos_agent.device_classes.usb import exporter, importer
 from pedos_agent.device_classes.usb.host_driver import HostDriver
+from pedos_agent.device_classes.usb.turns import Turns
 from pedos_agent.device_classes.usb.vhci import Claims, Vhci
 from pedos_agent.inventory.local_device import LocalDevice
 
@@ -27,11 +28,11 @@ class UsbDevices:
     host: Host
     # What this agent has on the ports of vhci-hcd.
     claims: Claims = attrs.field(factory=Claims)
+    turns: Turns = attrs.field(factory=Turns)
 
     async def lend(self, lifetime: Lifetime, params: ExportStart, found: LocalDevice) -> None:
         """See Carrier."""
-        driver = HostDriver(self.host.roots.sys)
-        await exporter.export_usb(lifetime, params, found, self.host, driver)
+        await exporter.export_usb(lifetime, params, found, self.host, self._driver())
 
     def number(self, found: LocalDevice) -> str | None:
         """None: it is no disk."""
@@ -49,8 +50,11 @@ class UsbDevices:
         """See Carrier. Borrowed devices need nothing: the kernel frees a port when its socket is
         closed, as all are at the end of an agent. What cannot be given back is logged: the agent
         does the rest of its work."""
-        driver = HostDriver(self.host.roots.sys)
         try:
-            await exporter.clean_leftovers(driver, give_back=self.host.settings.give_back)
+            await exporter.clean_leftovers(self._driver())
         except CallError as error:
             log.warning("what a predecessor lent may not be back: %s", error.message)
+
+    def _driver(self) -> HostDriver:
+        gives_back = self.host.settings.give_back
+        return HostDriver(self.host.roots.sys, gives_back=gives_back, turns=self.turns)

@@ -19,26 +19,33 @@ All functions wait for the kernel: they are for a thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+import attrs
 from pedos_protocol.errors import CallError
 from pedos_protocol.frozen import frozen
 
+from pedos_agent.device_classes.usb.turns import Turns
 from pedos_agent.device_classes.usb.usb_device import (
     HOST,
     UsbDevice,
     folder_of,
     is_name,
+    marks_of,
     usb_device,
 )
+from pedos_agent.inventory.local_device import Pin
 from pedos_agent.system.reading import (
     is_gone,
     is_starved,
     is_there,
+    link_target,
     read_field,
     words,
 )
@@ -58,18 +65,37 @@ _FILES: Final[tuple[_Verb, ...]] = ("bind", "unbind")
 
 
 @frozen
-class Taken:
-    """A device that usbip-host has now, and what it was before."""
+class Lent:
+    """A device that is to be given back, and what it was before."""
 
-    device: UsbDevice
+    name: str
+    marks: tuple[str, ...]  # see marks_of
+    loan: int  # see Turns
     was_authorized: bool
     had_driver: bool
 
 
-class HostDriver:
-    """usbip-host under this root of sysfs."""
+@frozen
+class Taken(Lent):
+    """One that usbip-host has now, as it is there, with the file that begins and ends its
+    connection. That file accepts nothing any more when usbip-host has released the device, also if
+    the next one has one of the same name by then."""
 
-    def __init__(self, sys_root: Path) -> None:
+    device: UsbDevice
+    connection: Pin
+
+
+class HostDriver:
+    """usbip-host under this root of sysfs. All that share `turns` take and give back a device one
+    after the other. Without `gives_back` a device that a VM had is left to no driver, and
+    deauthorised: else a module that is loaded later would get the interfaces that the VM has
+    configured."""
+
+    def __init__(
+        self, sys_root: Path, *, gives_back: bool = True, turns: Turns | None = None
+    ) -> None:
+        self.gives_back: Final = gives_back
+        self._turns = Turns() if turns is None else turns
         self._sys = sys_root
         self._folder = f"{sys_root}/bus/usb/drivers/{HOST}"
 
@@ -81,41 +107,106 @@ class HostDriver:
         """See usb_device."""
         return usb_device(self._sys, name)
 
-    def left(self) -> list[UsbDevice]:
-        """The devices that it has, or that were to be taken to it or back and have no driver.
-        OSError."""
-        found = map(self.device, filter(is_name, lent_before(self._sys)))
-        return [each for each in found if each is not None and each.driver in (None, HOST)]
+    def is_idle(self, name: str) -> bool:
+        """Whether it has no connection for a device, or does not have it. Unlike `device`, this
+        waits for nobody who has locked the device, as the kernel does while it resets it. OSError.
+        """
+        return read_field(f"{folder_of(self._sys, name)}/usbip_status") != str(USED)
 
-    def take(
-        self, name: str, is_it: Callable[[UsbDevice], bool], *, give_back: bool = True
-    ) -> Taken:
+    def left(self) -> list[str]:
+        """The ports where a device may be that was lent before. OSError."""
+        return [name for name in lent_before(self._sys) if is_name(name)]
+
+    def leftover(self, name: str) -> Lent | None:
+        """The device there, as if it had been taken, if usbip-host has it, or if it was to be taken
+        there or back and has no driver; None if it is as this agent leaves it. OSError.
+
+        Like `is_idle`, this waits for nobody who has locked the device.
+        """
+        # First: a loan that begins meanwhile is not to be ended.
+        loan = self._turns.last(name)
+        folder = folder_of(self._sys, name)
+        marks, driver = marks_of(folder), _driver_of(folder)
+        if not marks or driver not in (None, HOST) or (driver is None and not self.gives_back):
+            return None
+        return Lent(name, marks, loan, self.is_authorized_by_default(name), had_driver=True)
+
+    def take(self, name: str, is_it: Callable[[UsbDevice], bool]) -> Taken:
         """Take a device from its driver, authorised.
 
         `is_it` tells, before and after, whether it is the device of the decision. CallError,
-        OSError; then it is as before, but that one which usbip-host has already goes to the drivers
-        of this VM, or without `give_back`, as a VM may have had it, to none.
+        OSError; then it is as before, or will be, but that one which usbip-host has already goes to
+        the drivers of this VM, or, as a VM may have had it, to none without `gives_back`.
         """
-        before = self._right_one(name, is_it)
-        if before.status == USED:
-            raise CallError("busy", f"{name} is lent by another program, with usbip-host")
-        had_driver = before.driver is not None
-        try:
-            now = self._take(before, is_it)
-        except (CallError, OSError) as error:
-            give_back = had_driver and (give_back or before.driver != HOST)
+        folder = folder_of(self._sys, name)
+        with self._turns.at(name):
+            marks = marks_of(folder)
+            before = self._right_one(name, is_it)
+            if before.status == USED:
+                raise CallError("busy", f"{name} is lent by another program, with usbip-host")
+            was_authorized = before.is_authorized
+            if is_lent := before.driver == HOST:  # an earlier loan has authorised it
+                was_authorized = self.is_authorized_by_default(name)
+            had_driver = before.driver is not None
+            loan = self._turns.begin(name)
+            lent = Lent(name, marks, loan, was_authorized, had_driver)
             try:
-                self.release(name, is_authorized=before.is_authorized, give_back=give_back)
-            except OSError as failed:
-                log.error("%s may still be with usbip-host: %s", name, words(failed))
-            if isinstance(error, OSError) and not is_starved(error):
-                after = self.device(name)
-                if after is None or after.number != before.number:
-                    raise _replaced(name) from error
-                why = f"{name} cannot be taken from its driver: {words(error)}"
-                raise CallError("failed", why) from error
-            raise
-        return Taken(now, before.is_authorized, had_driver)
+                now, connection = self._take(before, is_it)
+                marks = marks_of(folder)  # of the one that `is_it` has seen
+            except (CallError, OSError) as error:
+                self._undo(lent, was_lent=is_lent)
+                if isinstance(error, OSError) and not is_starved(error):
+                    raise self._why_not_taken(before, error) from error
+                raise
+            return Taken(name, marks, loan, was_authorized, had_driver, now, connection)
+
+    def _why_not_taken(self, before: UsbDevice, error: OSError) -> CallError:
+        with contextlib.suppress(OSError):  # what cannot be looked at may be there still
+            after = self.device(before.name)
+            if after is None or after.number != before.number:
+                return _replaced(before.name)
+        why = f"{before.name} cannot be taken from its driver: {words(error)}"
+        return CallError("failed", why)
+
+    def _undo(self, lent: Lent, *, was_lent: bool) -> None:
+        """Give back what is in the port now: that may be another device, which was taken in the
+        place of this one."""
+        with contextlib.suppress(OSError):  # then only the one that was to be taken
+            lent = attrs.evolve(lent, marks=marks_of(folder_of(self._sys, lent.name)))
+        self._now_or_later(lent, was_lent=was_lent)
+
+    def give_back(self, lent: Lent) -> None:
+        """Give a device back as it was before `take`; nothing if it was unplugged, or was taken
+        again since. What cannot be done now is logged and tried again in the background."""
+        name = lent.name
+        try:
+            with self._turns.at(name):
+                if self._turns.last(name) == lent.loan:
+                    self._now_or_later(lent)
+        except CallError as error:  # it is not its turn
+            log.error("%s", error.message)
+            self.give_back_later(lent)
+
+    def give_back_later(self, lent: Lent) -> None:
+        """Do that in the background alone, and no more often than `turns.TRIES_MAX`."""
+        self._turns.repeat(lent.name, lent.loan, partial(self._give_back, lent))
+
+    def _now_or_later(self, lent: Lent, *, was_lent: bool = True) -> None:
+        name, work = lent.name, partial(self._give_back, lent, was_lent=was_lent)
+        try:
+            work()
+        except OSError as error:
+            log.error("%s is not back yet, which is tried again: %s", name, words(error))
+            self._turns.repeat(name, lent.loan, work)
+
+    def _give_back(self, lent: Lent, *, was_lent: bool = True) -> None:
+        is_as_before = self.gives_back or not was_lent
+        self.release(
+            lent.name,
+            marks=lent.marks,
+            is_authorized=lent.was_authorized and is_as_before,
+            give_back=lent.had_driver and is_as_before,
+        )
 
     def _right_one(self, name: str, is_it: Callable[[UsbDevice], bool]) -> UsbDevice:
         device = self.device(name) if is_name(name) else None
@@ -131,7 +222,7 @@ class HostDriver:
             raise CallError("failed", f"{name} has a speed that USB/IP does not know")
         return device
 
-    def _take(self, before: UsbDevice, is_it: Callable[[UsbDevice], bool]) -> UsbDevice:
+    def _take(self, before: UsbDevice, is_it: Callable[[UsbDevice], bool]) -> tuple[UsbDevice, Pin]:
         name = before.name
         if before.driver != HOST:
             # First: from now on `left` finds it, in whatever state.
@@ -142,10 +233,19 @@ class HostDriver:
         if not before.is_authorized:
             # Not before: no driver of this VM is to touch it.
             self._write(f"{folder_of(self._sys, name)}/authorized", "1")
+        connection = self._connection_of(name)  # before the look, so it is of the one seen there
         now = self._right_one(name, is_it)
-        if now.driver != HOST or now.status != AVAILABLE:
+        if connection is None or now.driver != HOST or now.status != AVAILABLE:
             raise CallError("failed", f"usbip-host does not take {name}: {_state(now)}")
-        return now
+        return now, connection
+
+    def _connection_of(self, name: str) -> Pin | None:
+        try:
+            return Pin(f"{folder_of(self._sys, name)}/usbip_sockfd")
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            return None
 
     def _bind(self, before: UsbDevice) -> None:
         name = before.name
@@ -161,45 +261,77 @@ class HostDriver:
             )
             raise CallError("failed", why) from error
 
-    def connect(self, name: str, socket: int) -> None:
+    def connect(self, taken: Taken, socket: int) -> None:
         """Have the kernel serve it on a socket, to which it keeps a reference. CallError,
         OSError."""
+        name = taken.name
+        if self._turns.last(name) != taken.loan:
+            raise CallError("failed", f"{name} was taken again meanwhile")
         try:
-            self._write(f"{folder_of(self._sys, name)}/usbip_sockfd", str(socket))
+            self._write(taken.connection.path, str(socket))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             raise CallError("busy", f"usbip-host does not serve {name}: it is in use") from error
 
-    def disconnect(self, name: str) -> None:
-        """Have the kernel stop serving it: that takes a while. Nothing if it does not. OSError."""
+    def disconnect(self, taken: Taken) -> None:
+        """Have the kernel stop serving it: that takes a while. Nothing if it does not, or if it was
+        taken again since. OSError."""
+        # Not in a turn, so a thread may be late between this look and the write. What usbip-host
+        # has released since, the pinned file refuses. What is left: a device that it could not
+        # release, and that was taken again as it was, just then.
+        if self._turns.last(taken.name) != taken.loan:
+            return
         try:
-            self._write(f"{folder_of(self._sys, name)}/usbip_sockfd", "-1")
+            self._write(taken.connection.path, "-1")
         except OSError as error:
             if error.errno != errno.EINVAL and not is_gone(error):
                 raise
 
-    def release(self, name: str, *, is_authorized: bool = True, give_back: bool = True) -> None:
+    def release(
+        self,
+        name: str,
+        *,
+        marks: tuple[str, ...] | None = None,
+        is_authorized: bool = True,
+        give_back: bool = True,
+    ) -> None:
         """Give a device back to the drivers of this VM, or, without `give_back`, to none. One that
-        was unplugged meanwhile is no error, and one that is back already neither. OSError."""
-        device = self.device(name) if is_name(name) else None
-        if device is None:
-            return
-        if device.driver == HOST:
-            self._ignore_gone(lambda: self._command("unbind", name))
-        elif device.driver is not None:
+        was unplugged meanwhile is no error, and one that is back already neither; with `marks`, one
+        that has others is left alone. OSError.
+
+        Nothing here but the writes themselves waits for who has locked the device.
+        """
+        folder = folder_of(self._sys, name)
+
+        def is_it() -> bool:
+            now = marks_of(folder)
+            return bool(now) and marks in (None, now)
+
+        driver = _driver_of(folder)
+        if not is_name(name) or not is_it() or driver not in (None, HOST):
             return
         if not is_authorized:
-            self._ignore_gone(lambda: self._write(f"{folder_of(self._sys, name)}/authorized", "0"))
-        if give_back:
+            # While usbip-host has the port: after the unbind a module that is loaded just then gets
+            # the interfaces that the VM has configured.
+            self._ignore_gone(lambda: self._write(f"{folder}/authorized", "0"))
+        if driver == HOST:
+            self._ignore_gone(lambda: self._command("unbind", name))
+            if is_it() and _driver_of(folder) == HOST:
+                raise OSError(errno.EBUSY, "usbip-host does not release it", name)
+        if give_back and is_it():
             self._ignore_gone(lambda: self._write(f"{self._sys}/bus/usb/drivers_probe", name))
+        if is_authorized and is_it() and read_field(f"{folder}/authorized") == "0":
+            # One that an agent with another setting has left to no driver.
+            self._ignore_gone(lambda: self._write(f"{folder}/authorized", "1"))
 
-    def is_authorized_by_default(self, device: UsbDevice) -> bool:
+    def is_authorized_by_default(self, name: str) -> bool:
         """Whether a device may be used at once when it is plugged in there. OSError."""
-        root = folder_of(self._sys, f"usb{device.bus}")
+        bus = name.partition("-")[0]
+        root = folder_of(self._sys, f"usb{bus}")
         default = read_field(f"{root}/authorized_default")
         if default == _BUILT_IN_ALONE:
-            port = f"{folder_of(self._sys, device.name)}/port"
+            port = f"{folder_of(self._sys, name)}/port"
             return read_field(f"{port}/connect_type") == "hardwired"
         return default != "0"
 
@@ -235,6 +367,11 @@ class HostDriver:
 def lent_before(sys_root: Path) -> list[str]:
     """The ports from which usbip-host has lent devices since it was loaded. OSError."""
     return read_field(f"{sys_root}/bus/usb/drivers/{HOST}/match_busid").split()
+
+
+def _driver_of(folder: str) -> str | None:
+    driver = link_target(f"{folder}/driver")
+    return None if driver is None else driver.rpartition("/")[2]
 
 
 def _replaced(name: str) -> CallError:

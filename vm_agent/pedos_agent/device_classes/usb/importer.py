@@ -98,7 +98,8 @@ class BorrowedUsb:
 
     async def _configured(self) -> None:
         """Wait until this VM has configured the device. CallError if it cannot."""
-        what = f"look at the port of {self.what}"
+        # Not the look at the port: a device that hangs may hold up this one, and has to be freed.
+        what = f"look at {self.what}"
 
         def is_over() -> bool:
             return self._is_free() or self._is_configured()
@@ -148,20 +149,23 @@ class BorrowedUsb:
         """Free the port, if it is ours. CallError."""
         if self.port is None:
             return
+        await kernel.step(f"free the port of {self.what}", self._free, kind="give-back")
         look = f"look at the port of {self.what}"
-        if not await kernel.step(look, self._is_free):
-            free = partial(self.vhci.detach, self.port)
-            await kernel.step(f"free the port of {self.what}", free)
-            if not await kernel.until(look, self._is_free, DETACH_SECONDS):
-                raise CallError("failed", f"vhci-hcd does not free port {self.port}")
+        if not await kernel.until(look, self._is_free, DETACH_SECONDS, kind="give-back"):
+            raise CallError("failed", f"vhci-hcd does not free port {self.port}")
         self.port = None
+
+    def _free(self) -> None:
+        """Have the kernel free the port, if it is ours. OSError."""
+        if self.port is not None and not self._is_free():
+            self.vhci.detach(self.port)
 
     async def why_busy(self, lifetime: Lifetime) -> str | None:
         """See Borrowing. An import that is just ending is never refused."""
         if lifetime.reason is not None:
             return None
         try:
-            await kernel.step(f"look for uses of {self.what}", self._look)
+            await kernel.step(f"look for uses of {self.what}", self._look, kind="give-back")
         except CallError as error:
             return error.message
         return None
@@ -194,14 +198,17 @@ class BorrowedUsb:
             return
         try:
             what = f"write what is on the way to the disks of {self.what}"
-            self.held = await kernel.step(what, self._hold, late=contextlib.ExitStack.close)
+            self.held = await kernel.step(
+                what, self._hold, kind="give-back", late=contextlib.ExitStack.close
+            )
         except CallError as error:
             if may_refuse:
                 raise
             log.warning("a USB device is taken away in use: %s", error.message)
             with contextlib.suppress(CallError):
                 # Of all devices: who asks for it while it hangs would wait for the same disk.
-                await kernel.step("write what is on the way to all disks", os.sync)
+                what = "write what is on the way to all disks"
+                await kernel.step(what, os.sync, kind="give-back")
         kept = False
         try:
             await still_asked()

@@ -5,8 +5,11 @@ All functions wait for the kernel: they are for a thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -22,6 +25,9 @@ from pedos_agent.system.writing import write_attribute
 MODULE: Final = "vhci-hcd"
 #: Of a port (Linux, drivers/usb/usbip/usbip_common.h): VDEV_ST_NULL, _NOTASSIGNED, _USED.
 FREE, CONNECTED, USED = 4, 5, 6
+# The kernel takes a port in milliseconds, so whoever has the turn longer hangs. Well below the time
+# of a step (kernel.STEP_SECONDS): after that, it would be a caller's who has given up.
+TURN_SECONDS: Final = 3.0
 _STATUS: Final = re.compile(r"status(\.[0-9]+)?")
 # hs  0000 004 000 00000000 000000 0-0
 _ROW: Final = re.compile(
@@ -52,9 +58,18 @@ class Claims:
 
     def __init__(self) -> None:
         self.of: dict[int, Vhci] = {}
-        #: Held from the look for a free port until it is taken: two that found the same one would
-        #: claim it from each other. Who waits for it does so in a step, and as long as that.
-        self.lock: Final = Lock()
+        self._lock = Lock()
+
+    @contextlib.contextmanager
+    def in_turn(self, give_up_at: float) -> Iterator[None]:
+        """Within, nobody else looks for a free port or takes one: two that found the same one would
+        claim it from each other. CallError(busy) if that is not so by then (`time.monotonic`)."""
+        if not self._lock.acquire(timeout=max(give_up_at - time.monotonic(), 0)):
+            raise CallError("busy", f"{MODULE} is busy with another device, and does not answer")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 class Vhci:
@@ -88,8 +103,9 @@ class Vhci:
         """Have the kernel use a device on a socket, to which it keeps a reference; returns the
         port. CallError, OSError."""
         tried: set[int] = set()
+        give_up_at = time.monotonic() + TURN_SECONDS
         while True:
-            with self._claims.lock:
+            with self._claims.in_turn(give_up_at):
                 port = self._free(speed, tried)
                 tried.add(port)
                 # Before the kernel shows the device there. The port was free, so whoever had it
