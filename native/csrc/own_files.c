@@ -1,4 +1,5 @@
 #include "own_files.h"
+#include "own_thread.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -35,6 +36,7 @@ struct run {
     void *arg;
     int ours, theirs; /* a pair of sockets; the thread sends the first of `fds` back by `theirs` */
     sem_t is_decided; /* the thread has its table, or an error */
+    sem_t is_alone;   /* the others have the first of `fds` no more */
     int error;
 };
 
@@ -76,17 +78,11 @@ static int take(int process, int fd)
     return error;
 }
 
-/*
- * Gives this thread a table of its own. The others' descriptors are not even in it for a moment,
- * which would put off what somebody's close(2) waits for. 0 or -errno: then it can only end.
- */
-static int leave(const struct run *run)
+/* Into a table that has only the standard streams. 0 or -errno. */
+static int take_all(const struct run *run)
 {
-    int opened, process, error = 0;
+    int opened = (int)syscall(SYS_pidfd_open, getpid(), 0), process, error = 0;
 
-    if (syscall(SYS_close_range, FIRST, UINT_MAX, UNSHARE) < 0)
-        return -errno;
-    opened = (int)syscall(SYS_pidfd_open, getpid(), 0);
     if (opened < 0)
         return -errno;
     process = (int)syscall(SYS_fcntl, opened, F_DUPFD_CLOEXEC, above_all(run)); /* out of the way */
@@ -97,6 +93,28 @@ static int leave(const struct run *run)
     for (int fd = FIRST; !error && (fd = next_of(run, fd)) >= 0; fd++)
         error = take(process, fd);
     drop(process);
+    return error;
+}
+
+static void drop_all(void)
+{
+    syscall(SYS_close_range, 0, UINT_MAX, 0);
+}
+
+/*
+ * Gives this thread a table of its own. Linux copies the first 64 numbers all the same and closes
+ * them at once; all others are not in it for a moment, which would put off what somebody's close(2)
+ * waits for. 0 or -errno: then it can only end.
+ */
+static int leave(const struct run *run)
+{
+    int error;
+
+    if (syscall(SYS_close_range, FIRST, UINT_MAX, UNSHARE) < 0)
+        return -errno;
+    error = take_all(run);
+    if (error)
+        drop_all();
     return error;
 }
 
@@ -149,6 +167,12 @@ static void take_back(const struct run *run)
     drop(fd);
 }
 
+static void wait_for(sem_t *semaphore)
+{
+    while (sem_wait(semaphore) < 0)
+        ; /* EINTR */
+}
+
 static void *work_alone(void *arg)
 {
     struct run *run = arg;
@@ -157,10 +181,10 @@ static void *work_alone(void *arg)
     run->error = error;
     sem_post(&run->is_decided);
     if (!error) {
+        wait_for(&run->is_alone);
         run->work(run->arg);
         send_back(run);
-        /* Who waits for a thread's end hears of it before its descriptors are closed. */
-        syscall(SYS_close_range, 0, UINT_MAX, 0);
+        drop_all(); /* who waits for a thread's end hears of it before its table is closed */
     }
     return NULL;
 }
@@ -171,23 +195,27 @@ int pv_own_files_run(const int *fds, unsigned count, void (*work)(void *), void 
     pthread_t thread;
     int pair[2], error;
 
+    if (fds[0] < FIRST)
+        return -EINVAL; /* every table has it */
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return -errno;
     run.ours = pair[0];
     run.theirs = pair[1];
     sem_init(&run.is_decided, 0, 0);
-    error = -pthread_create(&thread, NULL, work_alone, &run);
+    sem_init(&run.is_alone, 0, 0);
+    error = pv_quiet_thread(&thread, NULL, work_alone, &run);
     if (!error) {
-        while (sem_wait(&run.is_decided) < 0)
-            ; /* EINTR */
+        wait_for(&run.is_decided);
         error = run.error;
         if (!error)
             put_at(run.ours, fds[0]); /* a placeholder, so that nobody gets the number */
+        sem_post(&run.is_alone);
         pthread_join(thread, NULL);
         if (!error)
             take_back(&run);
     }
     sem_destroy(&run.is_decided);
+    sem_destroy(&run.is_alone);
     close(run.ours);
     close(run.theirs);
     return error;

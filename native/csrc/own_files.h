@@ -13,9 +13,9 @@
 
 /*
  * Runs work(arg) in a thread with a table of its own, which has the standard streams and `fds`
- * (-1: none) under the numbers that they have; returns when it is over. The first of `fds` is
- * nowhere else meanwhile: for the other threads its number is a placeholder's. It is back
- * afterwards, if there is room for it.
+ * (-1: none) under the numbers that they have; returns when it is over. The first of `fds`,
+ * which is no standard stream, is nowhere else meanwhile: for the other threads its number is a
+ * placeholder's. It is back afterwards, if there is room for it.
  *
  * 0; -errno: work was not run. That is so where Linux, or who restricts this process, does not know
  * or allow the calls (close_range(2), Linux 5.9; pidfd_getfd(2), 5.6), and for want of threads or

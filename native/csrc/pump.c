@@ -465,8 +465,12 @@ void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, in
         pump->cancel_fd,
     };
 
-    if (fd_in != fd_out || pv_own_files_run(fds, sizeof fds / sizeof *fds, run_alone, &alone))
-        run_here(pump, channel, fd_in, fd_out);
+    if (pump->alone) {
+        pump->unalone = pv_own_files_run(fds, sizeof fds / sizeof *fds, run_alone, &alone);
+        if (!pump->unalone)
+            return;
+    }
+    run_here(pump, channel, fd_in, fd_out);
 }
 
 void pv_pump_done(struct pv_pump *pump)

@@ -30,7 +30,8 @@ struct pv_pump {
     int why, error;
     int cancel_fd;          /* eventfd that wakes the loop */
     struct pv_check *check; /* NULL: none; set between pv_pump_init() and pv_pump_run() */
-    uint8_t cancelled;
+    int unalone; /* 0, or -errno: why the descriptor is not the pump's alone */
+    uint8_t alone, cancelled;
 };
 
 /* Prepares one run; 0 or -errno. */
@@ -44,8 +45,9 @@ void pv_pump_cancel(struct pv_pump *pump);
  * written to fd_out, and then the channel is closed. fd_in and fd_out may be the same. They are
  * non-blocking while this runs, and stay open. SIGPIPE must be ignored (Python does so).
  *
- * If they are the same, only the pump has that descriptor meanwhile, so that it is closed as soon as
- * the process is killed (own_files.h): its other end may have threads of this process wait.
+ * With `alone`, set as `check` is, they are the same, and only the pump has that descriptor
+ * meanwhile, so that it is closed as soon as the process is killed (own_files.h): threads of this
+ * process may wait in the kernel for what comes through it. If that cannot be, `unalone` says why.
  */
 void pv_pump_run(struct pv_pump *pump, struct pv_channel *channel, int fd_in, int fd_out);
 

@@ -18,7 +18,9 @@ struct pv_channel;
 struct pv_store;
 struct pv_running { int64_t seen, lost; unsigned silent, limit; ...; };
 struct pv_check;
-struct pv_pump { uint64_t to_ring, to_fd; int why, error; struct pv_check *check; ...; };
+struct pv_pump {
+    uint64_t to_ring, to_fd; int why, error, unalone; struct pv_check *check; uint8_t alone; ...;
+};
 struct pv_call;
 struct pv_crew;
 struct pv_crew_news { uint64_t call; int event, number; };

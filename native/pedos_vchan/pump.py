@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # One thread per pump. A VM exports at most 64 devices and imports at most 64, with a pump for each;
 # twice that, so that pumps which are still ending do not delay new ones.
 PUMPS_MAX = 256
+
+log = logging.getLogger(__name__)
 
 _limiter = trio.CapacityLimiter(PUMPS_MAX)
 
@@ -40,6 +43,15 @@ class Why(enum.StrEnum):
 _WHY = {getattr(lib, f"PV_PUMP_{why.name}"): why for why in Why}
 
 
+_said: set[str] = set()
+
+
+def _say_once(why: str) -> None:
+    if why not in _said:
+        _said.add(why)
+        log.warning("an agent that is killed may wait for a disk that it has borrowed: %s", why)
+
+
 class PumpResult(NamedTuple):
     """How a pump ended."""
 
@@ -50,7 +62,12 @@ class PumpResult(NamedTuple):
 
 
 async def pump(
-    channel: Channel, fd_in: int, fd_out: int, *, check: UsbipCheck | None = None
+    channel: Channel,
+    fd_in: int,
+    fd_out: int,
+    *,
+    check: UsbipCheck | None = None,
+    alone: bool = False,
 ) -> PumpResult:
     """Pumps fd_in to the channel and the channel to fd_out until either side ends.
 
@@ -62,6 +79,11 @@ async def pump(
     A `check` sees all bytes of both directions before they go on, in memory that the peer cannot
     change. When it refuses, the pump ends (``Why.REFUSED``) and what was refused is lost. It is for
     one pump.
+
+    With `alone` both descriptors are one, which this process has nowhere else meanwhile: its number
+    stands for nothing. So it is closed as soon as the process is killed, even if another thread
+    waits in the kernel for what comes through it (csrc/own_files.h). Where that is not possible, it
+    is logged once.
 
     Cancellation wakes the C loop, so it takes effect at once and leaves no thread behind; the
     channel is closed then, too, as it is when the coroutine is closed. Raises ``OSError`` if no
@@ -75,6 +97,7 @@ async def pump(
             raise OSError(-error, os.strerror(-error))
         if check is not None:
             run.check = check.native
+        run.alone = alone
         try:
             await in_thread(
                 lambda: lib.pv_pump_run(run, native, fd_in, fd_out),
@@ -86,6 +109,8 @@ async def pump(
     finally:
         channel.give_back()
         channel.close()
+    if run.unalone:
+        _say_once(os.strerror(-run.unalone))
     result = PumpResult(run.to_ring, run.to_fd, _WHY[run.why], run.error)
     if result.why is Why.CANCELLED:
         await trio.lowlevel.checkpoint_if_cancelled()

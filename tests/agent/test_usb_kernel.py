@@ -313,6 +313,42 @@ def test_a_device_that_cannot_be_given_back_is_so_in_the_end(
     assert caplog.messages[-1] == "1-1 is released, or gone"
 
 
+def test_a_device_that_is_lent_again_half_given_back_gets_its_driver_after_that(
+    kernel: FakeKernel, driver: HostDriver, tries: Tries
+) -> None:
+    stick = kernel.plug(Stick("1-1"))
+    taken = driver.take("1-1", any_device)
+    kernel.refuse["drivers_probe"] = errno.EIO
+    driver.give_back(taken)
+    assert stick.driver is None
+    kernel.refuse.clear()
+    driver.give_back(driver.take("1-1", any_device))
+    assert stick.driver == "usb"
+    tries.allow(1)
+    tries.join()
+
+
+def test_one_whose_connection_ends_late_is_given_back_after_that(
+    kernel: FakeKernel, driver: HostDriver, tries: Tries
+) -> None:
+    stick = kernel.plug(Stick("1-1"))
+    predecessor = HostDriver(kernel.sys)
+    taken = predecessor.take("1-1", any_device)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        predecessor.connect(taken, theirs.fileno())
+        left = driver.leftover("1-1")
+        assert left is not None
+        driver.give_back_later(left, when_idle=True)
+        tries.allow(2)
+        tries.until_used()
+        assert stick.driver == "usbip-host"
+        predecessor.disconnect(taken)
+        tries.allow(1)
+        tries.join()
+    assert stick.driver == "usb"
+
+
 def test_one_that_is_released_late_to_no_driver_is_not_said_to_be_back(
     kernel: FakeKernel, caplog: pytest.LogCaptureFixture, tries: Tries
 ) -> None:

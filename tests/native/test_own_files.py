@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from pedos_vchan import shm
+from pedos_vchan import running, shm
 from pedos_vchan.pump import Why, pump
 from pedos_vchan.stream import VchanStream
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .conftest import Pairs
 
 PUMPING = Path(__file__).with_name("pumping.py")
+# Short, but more than a busy machine holds up an event loop.
+HANG_SECONDS = "3"
 # Above all that a test has open, which is below some of what the pump needs otherwise.
 HIGH = 400
 
@@ -69,7 +72,7 @@ async def test_meanwhile_nobody_else_has_the_socket_which_is_back_then(
             ended = []
 
             async def run() -> None:
-                ended.append((await pump(one, number, number)).why)
+                ended.append((await pump(one, number, number, alone=True)).why)
 
             nursery.start_soon(run)
             program.send(b"to the ring")
@@ -89,7 +92,13 @@ async def test_meanwhile_nobody_else_has_the_socket_which_is_back_then(
 
 
 def start(*command: str | Path, end: socket.socket) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, *command], pass_fds=[end.fileno()])
+    environment = os.environ | {running.HANG_VARIABLE: HANG_SECONDS}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        pass_fds=[end.fileno()],
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
 
 
 @asynccontextmanager
@@ -114,19 +123,21 @@ async def pumping(
                 process.kill()
 
 
-async def test_it_is_closed_when_the_process_is_killed_while_a_thread_waits_in_the_kernel(
-    tmp_path: Path, hanging: HangingFuse
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT], ids=["killed", "hangs"])
+async def test_it_is_closed_when_the_process_ends_while_a_thread_waits_in_the_kernel(
+    tmp_path: Path, hanging: HangingFuse, number: signal.Signals
 ) -> None:
+    """It is killed, or its event loop hangs, so that it ends itself."""
     async with pumping(tmp_path, hanging.point / "file") as (program, stream, process):
         program.send(b"x")
         assert await receive_exactly(stream, 1) == b"x"
         await trio.to_thread.run_sync(hanging.wait_until_asked)
-        process.kill()
+        process.send_signal(number if number == signal.SIGKILL else signal.SIGUSR1)
         await trio.lowlevel.wait_readable(program)
         assert program.recv(1) == b""
         assert process.poll() is None, "that thread does not hang"
         hanging.answer()
-        await trio.to_thread.run_sync(process.wait)
+        assert await trio.to_thread.run_sync(process.wait) == -number
 
 
 # Refuses one system call with EPERM, as seccomp(2) of a container may; the numbers are the same on
@@ -160,9 +171,15 @@ async def test_where_that_is_not_allowed_it_pumps_all_the_same(
 ) -> None:
     script = tmp_path / "refusing.py"
     script.write_text(REFUSING)
-    async with pumping(tmp_path, Path("/"), script, str(refused)) as (program, stream, _):
+    async with pumping(tmp_path, Path("/"), script, str(refused)) as (program, stream, process):
         program.send(b"there")
         assert await receive_exactly(stream, 5) == b"there"
         await stream.send_all(b"back")
         await trio.lowlevel.wait_readable(program)
         assert program.recv(9) == b"back"
+        await stream.aclose()
+        assert process.stderr is not None
+        said = await trio.to_thread.run_sync(process.stderr.read)
+    assert said.startswith(
+        b"an agent that is killed may wait for a disk that it has borrowed: Opera"
+    )

@@ -106,9 +106,9 @@ async def to_source(transport: Transport, params: ImportStart) -> Channel:
 
 
 async def carry(
-    channel: Channel, ours: socket.socket, *, check: UsbipCheck | None = None
+    channel: Channel, ours: socket.socket, *, check: UsbipCheck | None = None, alone: bool = False
 ) -> PumpResult:
     """Move all bytes between the channel and a socket, as `pump` does; the log says how many."""
-    result = await pump(channel, ours.fileno(), ours.fileno(), check=check)
+    result = await pump(channel, ours.fileno(), ours.fileno(), check=check, alone=alone)
     log.info("sent %d and received %d bytes", result.bytes_to_ring, result.bytes_to_fd)
     return result

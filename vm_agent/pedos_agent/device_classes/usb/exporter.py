@@ -41,6 +41,7 @@ LOOK_SECONDS: Final = 2.0  # and a look waits for nothing, unless the kernel hol
 DISCONNECT_SECONDS: Final = 2.0  # usbip-host only begins that
 # It resets the device when its connection ends: 0.3 to 0.9 s were seen.
 IDLE_SECONDS: Final = 4.0
+LEFT_IDLE_SECONDS: Final = 6.0  # after a killed agent's connection, of which dom0 waits for nothing
 
 
 async def export_usb(
@@ -125,7 +126,7 @@ async def _take_back(driver: HostDriver, taken: Taken) -> None:
             kind="give-back",
             seconds=DISCONNECT_SECONDS,
         )
-        is_idle = await _is_idle(driver, name)
+        is_idle = await _is_idle(driver, name, IDLE_SECONDS)
         why = f"it is in use for {IDLE_SECONDS:g} s more"
     except CallError as error:
         is_idle, why = False, error.message
@@ -134,10 +135,10 @@ async def _take_back(driver: HostDriver, taken: Taken) -> None:
     await _give_back(driver, taken)
 
 
-async def _is_idle(driver: HostDriver, name: str) -> bool:
+async def _is_idle(driver: HostDriver, name: str, seconds: float) -> bool:
     """Whether usbip-host is done with a device within a while. CallError if that cannot be told."""
     look, done = f"look who has {name}", partial(driver.is_idle, name)
-    return await kernel.until(look, done, IDLE_SECONDS, kind="give-back", look_seconds=LOOK_SECONDS)
+    return await kernel.until(look, done, seconds, kind="give-back", look_seconds=LOOK_SECONDS)
 
 
 async def _give_back(driver: HostDriver, lent: Lent) -> None:
@@ -162,14 +163,17 @@ async def clean_leftovers(driver: HostDriver) -> None:
 
 
 async def _give_back_leftover(driver: HostDriver, name: str) -> None:
-    """Give one back; one that is still in use after a while is another program's."""
+    """Give one back. One that is still in use after a while is another program's, or hangs: what
+    is looked at again in the background."""
     try:
         look = partial(driver.leftover, name)
         lent = await kernel.step(f"look what is left of {name}", look, kind="give-back")
         if lent is None:
             return
-        if not await _is_idle(driver, name):
-            log.warning("%s is lent by another program, with usbip-host", name)
+        if not await _is_idle(driver, name, LEFT_IDLE_SECONDS):
+            why = "%s is lent by another program, with usbip-host, or a connection of it still ends"
+            log.warning(why, name)
+            driver.give_back_later(lent, when_idle=True)
             return
     except CallError as error:
         log.warning("a device that a predecessor lent may not be back: %s", error.message)

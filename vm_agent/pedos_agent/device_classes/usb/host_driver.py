@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -145,9 +146,12 @@ class HostDriver:
             if before.status == USED:
                 raise CallError("busy", f"{name} is lent by another program, with usbip-host")
             was_authorized = before.is_authorized
+            had_driver = before.driver is not None
             if is_lent := before.driver == HOST:  # an earlier loan has authorised it
                 was_authorized = self.is_authorized_by_default(name)
-            had_driver = before.driver is not None
+            elif self._turns.is_owed(name):  # what is repeated ends with this, half done
+                was_authorized = self.is_authorized_by_default(name)
+                had_driver = True
             loan = self._turns.begin(name)
             lent = Lent(name, marks, loan, was_authorized, had_driver)
             try:
@@ -187,9 +191,16 @@ class HostDriver:
             log.error("%s", error.message)
             self.give_back_later(lent)
 
-    def give_back_later(self, lent: Lent) -> None:
-        """Do that in the background alone, and no more often than `turns.TRIES_MAX`."""
-        self._turns.repeat(lent.name, lent.loan, partial(self._give_back, lent))
+    def give_back_later(self, lent: Lent, *, when_idle: bool = False) -> None:
+        """Do that in the background alone, and no more often than `turns.TRIES_MAX`; with
+        `when_idle` only once usbip-host has no connection for it."""
+
+        def work() -> None:
+            if when_idle and not self.is_idle(lent.name):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), lent.name)
+            self._give_back(lent)
+
+        self._turns.repeat(lent.name, lent.loan, work)
 
     def _now_or_later(self, lent: Lent, *, was_lent: bool = True) -> None:
         name, work = lent.name, partial(self._give_back, lent, was_lent=was_lent)

@@ -28,6 +28,7 @@ from pedos_agent.device_classes.usb.handover import Handover, parse_handover
 from pedos_agent.device_classes.usb.stream import carry_checked
 from pedos_agent.device_classes.usb.usb_device import folder_of, usb_device
 from pedos_agent.device_classes.usb.vhci import FREE, MODULE, USED, Vhci
+from pedos_agent.system.closing import close_and_wait
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class BorrowedUsb:
             async with source_channel(self.host.transport, self.params) as channel:
                 await self._use(lifetime, channel)
         finally:
-            self.held.close()
+            await self._let_go()
         await reach("import.stopped")
 
     async def _use(self, lifetime: Lifetime, channel: Channel) -> None:
@@ -94,6 +95,7 @@ class BorrowedUsb:
 
     async def _pump(self, lifetime: Lifetime, channel: Channel, ours: socket.socket) -> None:
         _, reason = await carry_checked(channel, ours, self.handover.devid, is_source=False)
+        ours.close()  # the kernel, if it still has the device, sees the end and fails what waits
         lifetime.end(reason)
 
     async def _configured(self) -> None:
@@ -212,10 +214,15 @@ class BorrowedUsb:
         kept = False
         try:
             await still_asked()
-            kept = True
+            kept = lifetime.reason is None  # else nobody comes for them any more
         finally:
             if not kept:
-                self.held.close()
+                await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Hold its disks no more. The last close of a removable one asks the device something."""
+        held = self.held.pop_all()
+        await close_and_wait(held.close)
 
 
 def borrow(params: ImportStart, host: Host, vhci: Vhci) -> BorrowedUsb:

@@ -22,7 +22,8 @@ async def carry_checked(
     """Move it until either side ends; returns why that was, and the same for people in the VM
     and dom0."""
     check = UsbipCheck(devid, is_source=is_source)
-    result = await carry(channel, ours, check=check)
+    # This very agent may look at a disk behind it, and wait in the kernel for what comes here.
+    result = await carry(channel, ours, check=check, alone=True)
     if result.why is Why.REFUSED:
         return result.why, f"the data channel was ended, as it is not USB/IP: {check.why}"
     if result.why in _OF_THE_KERNEL:

@@ -75,6 +75,10 @@ class Turns:
         """The number of the last loan there, that is over or not; 0: there was none."""
         return self._port(name).loan
 
+    def is_owed(self, name: str) -> bool:
+        """Whether something is being repeated there."""
+        return self._port(name).over is not None
+
     def repeat(self, name: str, loan: int, work: Callable[[], None]) -> None:
         """Do it in turns of its own until it raises neither OSError nor CallError, or until another
         loan begins; a turn that does not come is a failure, too, and too many of those are logged.
